@@ -1,0 +1,1 @@
+"""Pieces that models and heads are made of."""

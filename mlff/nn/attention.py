@@ -1,0 +1,169 @@
+"""Self-attention over the atoms of a system, global or inside the cutoff.
+
+Hand-written products throughout: fused kernels have no second derivative, which
+training on forces needs.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mlff.batch import AtomsBatch, Graph
+from mlff.errors import InputError
+from mlff.nn.segments import edge_max, edge_moments, edge_sum
+
+#: Activations that the CMRET paper compares (Tables 1 and 2). ``softmax2d`` normalises
+#: over receivers and senders together.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor] | None] = {
+    "softmax": None,
+    "softmax2d": None,
+    "silu": F.silu,
+    "softplus": F.softplus,
+    "gelu": F.gelu,
+    "mish": F.mish,
+}
+
+#: How far attention reaches.
+SCOPES = ("global", "local")
+
+
+def check_attention(
+    scope: str, activation: str, n_features: int, n_heads: int, temperature: float
+) -> None:
+    """Raise unless this attention can be built.
+
+    Raises:
+        InputError: naming the argument.
+    """
+    if scope not in SCOPES:
+        raise InputError(f"`scope` must be one of {list(SCOPES)}, got {scope!r}")
+    if activation not in ACTIVATIONS:
+        raise InputError(
+            f"`attention` must be one of {list(ACTIVATIONS)}, got {activation!r}"
+        )
+    if scope == "local" and activation == "softmax2d":
+        raise InputError(
+            "`attention`='softmax2d' normalises over the whole system and has no "
+            "local form; use 'softmax' or scope='global'"
+        )
+    if n_heads < 1 or n_features % n_heads:
+        raise InputError(
+            f"`n_heads` must divide n_features ({n_features}), got {n_heads}"
+        )
+    if not 0 < temperature <= 100:
+        raise InputError(f"`temperature` must lie in (0, 100], got {temperature}")
+
+
+class Attention(nn.Module):
+    """Multi-head scaled dot-product attention (CMRET eqs. 6, 7): ``Σ_j α_ij V s_j``.
+
+    ``α = σ(Q s (K s)ᵀ / τ)`` with ``τ = sqrt(c · d)``, d the features of a head.
+
+    Global scope is the paper's: all atoms of a system attend to each other. Energies of
+    separated parts then do not add up, and the cost is quadratic.
+
+    Local scope attends along edges, with weights that vanish at the cutoff φ_ij and an
+    always-present term of the atom itself, so that the last neighbor leaves smoothly:
+    ``α_ij = φ_ij exp(l_ij) / (exp(l_ii) + Σ_k φ_ik exp(l_ik))``; an element-wise
+    activation becomes ``α_ij = φ_ij σ(l_ij)``.
+
+    Args:
+        n_features: width F.
+        n_heads: number of heads; divides F.
+        activation: σ, a key of :data:`ACTIVATIONS`.
+        temperature: c.
+        scope: ``"global"`` or ``"local"``.
+    """
+
+    def __init__(
+        self,
+        n_features: int,
+        n_heads: int,
+        activation: str,
+        temperature: float,
+        scope: str,
+    ) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.activation = activation
+        self.scope = scope
+        self.inverse_tau = 1 / math.sqrt(temperature * n_features / n_heads)
+        self.project = nn.Linear(n_features, 3 * n_features)
+
+    def forward(self, scalars: Tensor, graph: Graph, envelope: Tensor) -> Tensor:
+        """Attend.
+
+        Args:
+            scalars: (n_atoms, F).
+            graph: batch and edges.
+            envelope: φ of each edge, (n_edges,).
+
+        Returns:
+            (n_atoms, F).
+        """
+        projected = self.project(scalars)
+        if self.scope == "local":
+            return self._local(projected, graph, envelope)
+        return self._global(projected, graph.batch)
+
+    def _global(self, projected: Tensor, batch: AtomsBatch) -> Tensor:
+        shape = (batch.n_systems, batch.max_atoms)
+        if batch.uniform:
+            padded, present = projected, None
+        else:
+            row = batch.system * batch.max_atoms + batch.slot
+            size = batch.n_systems * batch.max_atoms
+            padded = projected.new_zeros(size, projected.shape[1])
+            padded = padded.index_copy(0, row, projected)
+            present = torch.zeros(size, dtype=torch.bool, device=row.device)
+            present = present.index_fill(0, row, True).view(shape)
+        heads = padded.view(*shape, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+        query, key, value = heads.unbind(0)
+        logits = (query * self.inverse_tau) @ key.transpose(-1, -2)
+        mixed = (self._weights(logits, present) @ value).transpose(1, 2)
+        mixed = mixed.reshape(shape[0] * shape[1], -1)
+        return mixed if present is None else mixed[row]
+
+    def _weights(self, logits: Tensor, present: Tensor | None) -> Tensor:
+        """α of padded systems, (n_systems, n_heads, max_atoms, max_atoms)."""
+        function = ACTIVATIONS[self.activation]
+        if function is not None:
+            weights = function(logits)
+            return weights if present is None else weights * present[:, None, None, :]
+        if present is None:
+            if self.activation == "softmax":
+                return logits.softmax(-1)
+            return logits.flatten(-2).softmax(-1).view_as(logits)
+        absent = ~present[:, None, None, :]
+        if self.activation == "softmax":
+            return logits.masked_fill(absent, -math.inf).softmax(-1)
+        absent = absent | ~present[:, None, :, None]
+        filled = logits.masked_fill(absent, -math.inf)
+        return filled.flatten(-2).softmax(-1).view_as(logits)
+
+    def _local(self, projected: Tensor, graph: Graph, envelope: Tensor) -> Tensor:
+        n_atoms = projected.shape[0]
+        edges = graph.edges
+        query, key, value = projected.view(n_atoms, 3, self.n_heads, -1).unbind(1)
+        query = query * self.inverse_tau
+        own = (query * key).sum(-1)
+        logits = (query[edges.i] * key[edges.j]).sum(-1)
+        function = ACTIVATIONS[self.activation]
+        if function is not None:
+            weights, own_weight = function(logits) * envelope[:, None], function(own)
+        else:
+            # Cancels identically, so it may carry no gradient.
+            highest = edge_max(logits, edges, own)
+            weights = torch.exp(logits - highest[edges.i]) * envelope[:, None]
+            own_weight = torch.exp(own - highest)
+            total = own_weight + edge_sum(weights, edges, n_atoms)
+            weights = weights / total[edges.i]
+            own_weight = own_weight / total
+        if self.n_heads == 1:
+            far = edge_moments(weights, value[edges.j, 0], edges, n_atoms)
+        else:
+            far = edge_sum(weights[:, :, None] * value[edges.j], edges, n_atoms)
+        return (own_weight[:, :, None] * value + far).flatten(1)

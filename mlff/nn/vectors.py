@@ -1,0 +1,48 @@
+"""Operations on vector features (n_atoms, 3 + internal, F) that keep their symmetry.
+
+Allowed are linear maps over channels without bias, products with scalars and inner
+products over all components. Norms are smooth at zero.
+"""
+
+import torch
+from torch import Tensor, nn
+
+# Radius of the smooth region of a norm. A smaller one puts a force kink at every
+# centrosymmetric site, where vectors vanish: curvature there is 1/ε.
+_EPSILON = 1e-2
+
+
+def smooth_norm(vectors: Tensor) -> Tensor:
+    """Return ``sqrt(|v|² + ε²) − ε`` over the components, (n_atoms, F)."""
+    square = (vectors * vectors).sum(1)
+    return torch.sqrt(square + _EPSILON**2) - _EPSILON
+
+
+class GatedEquivariantBlock(nn.Module):
+    """Mix scalars with the norms of vectors; gate vectors by scalars.
+
+    PaiNN (Schütt, Unke, Gastegger, ICML 2021, Fig. 3), with the norm smooth at zero.
+
+    Args:
+        n_features: width F.
+        vectors_out: whether vectors are needed afterwards.
+    """
+
+    def __init__(self, n_features: int, vectors_out: bool = True) -> None:
+        super().__init__()
+        out = 2 if vectors_out else 1
+        self.vectors_out = vectors_out
+        self.mix = nn.Linear(n_features, out * n_features, bias=False)
+        self.inner = nn.Linear(2 * n_features, n_features)
+        self.outer = nn.Linear(n_features, out * n_features)
+
+    def forward(self, scalars: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Transform scalars (n_atoms, F) and vectors (n_atoms, 3 + internal, F)."""
+        width = scalars.shape[1]
+        mixed = self.mix(vectors)
+        norms = smooth_norm(mixed[..., :width])
+        hidden = nn.functional.silu(self.inner(torch.cat((scalars, norms), 1)))
+        out = self.outer(hidden)
+        if not self.vectors_out:
+            return out, vectors
+        return out[:, :width], out[:, None, width:] * mixed[..., width:]
