@@ -1,0 +1,41 @@
+"""The models, by name."""
+
+import dataclasses
+import difflib
+from typing import Any
+
+from mlff.errors import InputError
+from mlff.models.base import Features, Representation
+from mlff.models.cmret import CMRET, CMRETConfig
+
+#: Name → (model, its configuration). Adding a model is one line here.
+MODELS: dict[str, tuple[type[Representation], type[Any]]] = {
+    "cmret": (CMRET, CMRETConfig),
+}
+
+__all__ = ["MODELS", "Features", "Representation", "build_model"]
+
+
+def build_model(name: str, **options: Any) -> Representation:
+    """Build a model with fresh weights.
+
+    Args:
+        name: a key of :data:`MODELS`.
+        **options: fields of the model's configuration, e.g. ``n_features=128``.
+
+    Raises:
+        InputError: unknown name, unknown option, or an option out of range.
+    """
+    if name not in MODELS:
+        raise InputError(f"`name` must be one of {sorted(MODELS)}, got {name!r}")
+    model, configuration = MODELS[name]
+    known = [f.name for f in dataclasses.fields(configuration)]
+    for option in options:
+        if option not in known:
+            close = difflib.get_close_matches(option, known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise InputError(
+                f"model {name!r} has no option {option!r}{hint} It has {known}"
+            )
+    built: Representation = model(configuration(**options))
+    return built

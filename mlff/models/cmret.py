@@ -1,0 +1,267 @@
+"""CMRET: an equivariant transformer that knows total charge and spin.
+
+Tao, Morimoto, Leoni, arXiv:2308.10752; equation numbers are theirs. Where we leave the
+paper:
+
+- charge and spin sit on an internal axis (``charge_spin="internal"``); the paper's
+  vector (eq. 9) breaks rotation invariance and merges states. It stays selectable.
+- the envelope has two continuous derivatives; the paper's cosine stays selectable.
+- the output of W_o (eq. 8), bias included, is multiplied by the envelope once more:
+  as printed, its bias makes the energy jump when an atom crosses the cutoff.
+- sums over neighbors are taken before W_o, which is linear: same function, less work.
+- all neighbors inside the cutoff, not the nearest fifteen; all periodic images.
+- attention may be confined to the cutoff (``scope="local"``): extensive, linear cost.
+- ``skip=True`` adds each layer's input to its output (the paper replaces).
+
+Edge vectors are ``r_j − r_i``, the negative of the paper's.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mlff.batch import Graph
+from mlff.errors import InputError
+from mlff.models.base import Features, Representation
+from mlff.nn.attention import Attention, check_attention
+from mlff.nn.embedding import (
+    NuclearEmbedding,
+    check_charge_spin,
+    initial_vectors,
+)
+from mlff.nn.radial import BASES, ENVELOPES, choose
+from mlff.nn.segments import edge_moments, edge_sum
+
+
+@dataclass(frozen=True, kw_only=True)
+class CMRETConfig:
+    """Options of CMRET; the defaults are the paper's sizes and our corrections.
+
+    Attributes:
+        n_features: width F, even.
+        n_layers: interaction layers T.
+        n_heads: attention heads.
+        n_radial: radial functions K.
+        cutoff: Å.
+        basis: ``"gaussian"`` (eq. 3) or ``"bessel"`` (eq. 2).
+        envelope: ``"polynomial"`` (C²) or ``"cosine"`` (eq. 4, C¹).
+        attention: ``softmax``, ``softmax2d``, ``silu``, ``softplus``, ``gelu``,
+            ``mish``.
+        temperature: c in τ = sqrt(c·d); the paper compares 1, 1.5 and 2.
+        scope: ``"global"`` or ``"local"``.
+        charge_spin: ``"internal"``, ``"cmret"`` (not rotation invariant) or ``"none"``.
+        skip: add each layer's input to its output.
+    """
+
+    n_features: int = 128
+    n_layers: int = 6
+    n_heads: int = 4
+    n_radial: int = 50
+    cutoff: float = 5.0
+    basis: str = "gaussian"
+    envelope: str = "polynomial"
+    attention: str = "softmax"
+    temperature: float = 2.0
+    scope: str = "global"
+    charge_spin: str = "internal"
+    skip: bool = False
+
+    def __post_init__(self) -> None:
+        limits = {
+            "n_features": 4096,
+            "n_layers": 64,
+            "n_heads": 64,
+            "n_radial": 1024,
+        }
+        for name, highest in limits.items():
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not whole or not 1 <= value <= highest:
+                raise InputError(f"`{name}` must lie in 1 … {highest}, got {value!r}")
+        for name in ("cutoff", "temperature"):
+            if not isinstance(getattr(self, name), (int, float)):
+                raise InputError(
+                    f"`{name}` must be a number, got {getattr(self, name)!r}"
+                )
+        if not 0 < self.cutoff <= 50:
+            raise InputError(f"`cutoff` must lie in (0, 50] Å, got {self.cutoff}")
+        if not isinstance(self.skip, bool):
+            raise InputError(f"`skip` must be true or false, got {self.skip!r}")
+        choose(dict(BASES), self.basis, "basis")
+        choose(dict(ENVELOPES), self.envelope, "envelope")
+        check_charge_spin(self.charge_spin, self.n_features)
+        check_attention(
+            self.scope, self.attention, self.n_features, self.n_heads, self.temperature
+        )
+
+
+@dataclass(frozen=True)
+class _EdgeData:
+    """What all layers share about the edges.
+
+    Attributes:
+        radial: φ·RBF (eq. 5), (n_edges, K).
+        envelope: φ, (n_edges,).
+        moments: φ²·[1, r̂], (n_edges, 4): one φ of eq. 8, one for W_o.
+        offsets: Σ_j φ·[1, r̂], (n_atoms, 4): what the bias of W_o is multiplied by.
+    """
+
+    radial: Tensor
+    envelope: Tensor
+    moments: Tensor
+    offsets: Tensor
+
+
+class ResML(nn.Module):
+    """``x + W₂ SiLU(W₁ x)``: the residual layer of the scalar read-out.
+
+    Args:
+        n_features: width F.
+    """
+
+    def __init__(self, n_features: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(n_features, n_features)
+        self.outer = nn.Linear(n_features, n_features)
+        _normal_before_silu(self.inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform (n_atoms, F)."""
+        return x + self.outer(F.silu(self.inner(x)))
+
+
+class Interaction(nn.Module):
+    """One layer: convolution (eq. 8), attention (eqs. 6, 7), update (eqs. 10, 11).
+
+    Args:
+        config: options of the model.
+    """
+
+    def __init__(self, config: CMRETConfig) -> None:
+        super().__init__()
+        width = config.n_features
+        self.node = nn.Linear(width, width)
+        self.filter = nn.Linear(config.n_radial, 2 * width)
+        self.project = nn.Linear(2 * width, 3 * width)
+        self.attention = Attention(
+            width, config.n_heads, config.attention, config.temperature, config.scope
+        )
+        self.scalar_update = nn.Linear(width, 3 * width)
+        self.vector_update = nn.Linear(width, 3 * width, bias=False)
+        self.residual = ResML(width)
+        self._initialise(config.n_radial)
+
+    def _initialise(self, n_radial: int) -> None:
+        """Section 2.4 of the paper."""
+        bound = math.sqrt(6 / n_radial)
+        nn.init.uniform_(self.filter.weight, -bound, bound)
+        nn.init.zeros_(self.filter.bias)
+        _normal_before_silu(self.node)
+
+    def forward(
+        self, scalars: Tensor, vectors: Tensor, graph: Graph, edge: _EdgeData
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return Δs (n_atoms, F), Δv (n_atoms, 3 + internal, F) and ResML(Δs)."""
+        s1, s2, directed = self._convolve(scalars, graph, edge)
+        message = s1 + scalars + self.attention(scalars, graph, edge.envelope)
+        o1, o2, o3 = self.scalar_update(message).chunk(3, dim=-1)
+        u1, u2, u3 = self.vector_update(vectors).chunk(3, dim=-1)
+        new_scalars = o1 + o2 * (u1 * u2).sum(1)
+        internal = vectors.shape[1] - 3
+        if internal:
+            directed = F.pad(directed, (0, 0, 0, internal))
+        new_vectors = s2[:, None] * vectors + directed + o3[:, None] * u3
+        return new_scalars, new_vectors, self.residual(new_scalars)
+
+    def _convolve(
+        self, scalars: Tensor, graph: Graph, edge: _EdgeData
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return Σ_j s1, Σ_j s2 (n_atoms, F) and Σ_j s3 ⊗ r̂ (n_atoms, 3, F).
+
+        With filters f, node features h and weights w = φ²[1, r̂], the sums
+        ``Σ_j w ⊗ [h_i f2 ‖ h_j f1]`` are taken first; W_o acts on atoms only.
+        """
+        n_atoms, width = scalars.shape
+        node = F.silu(self.node(scalars))
+        near, own = F.silu(self.filter(edge.radial)).chunk(2, dim=-1)
+        neighbor = near * node[graph.edges.j]
+        sums = torch.cat(
+            (
+                edge_moments(edge.moments, own, graph.edges, n_atoms) * node[:, None],
+                edge_moments(edge.moments, neighbor, graph.edges, n_atoms),
+            ),
+            dim=-1,
+        )
+        weight, bias = self.project.weight, self.project.bias
+        split = 2 * width
+        scalar = sums[:, 0] @ weight[:split].T + edge.offsets[:, :1] * bias[:split]
+        directed = sums[:, 1:] @ weight[split:].T
+        directed = directed + edge.offsets[:, 1:, None] * bias[split:]
+        return scalar[:, :width], scalar[:, width:], directed
+
+
+class CMRET(Representation):
+    """The model; see the module for the equations and the deviations.
+
+    Args:
+        config: options.
+    """
+
+    def __init__(self, config: CMRETConfig) -> None:
+        super().__init__()
+        self._config = config
+        self.cutoff = float(config.cutoff)
+        self.n_features = config.n_features
+        self.symmetry = "broken" if config.charge_spin == "cmret" else "O3"
+        self.resolves_states = config.charge_spin == "internal"
+        self.additive = config.scope == "local"
+        self.supports_periodic = (
+            config.scope == "local" or config.attention == "softmax"
+        )
+        self.embedding = NuclearEmbedding(config.n_features)
+        self.basis = BASES[config.basis](config.n_radial, self.cutoff)
+        self.layers = nn.ModuleList(Interaction(config) for _ in range(config.n_layers))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """See :class:`mlff.models.base.Representation`."""
+        return {"name": "cmret", **asdict(self._config)}
+
+    def forward(self, graph: Graph) -> Features:
+        """See :class:`mlff.models.base.Representation`."""
+        edge = self._edge_data(graph)
+        scalars = self.embedding(graph.batch.numbers)
+        vectors = initial_vectors(
+            graph.batch, self.n_features, self._config.charge_spin, scalars.dtype
+        )
+        output = torch.zeros_like(scalars)
+        for layer in self.layers:
+            new_scalars, new_vectors, readout = layer(scalars, vectors, graph, edge)
+            output = output + readout
+            if self._config.skip:
+                new_scalars = scalars + new_scalars
+                new_vectors = vectors + new_vectors
+            scalars, vectors = new_scalars, new_vectors
+        return Features(scalars=output, vectors=vectors)
+
+    def _edge_data(self, graph: Graph) -> _EdgeData:
+        distance = graph.distances
+        envelope = ENVELOPES[self._config.envelope](distance, self.cutoff)
+        direction = graph.vectors / distance[:, None]
+        moments = envelope[:, None] * F.pad(direction, (1, 0), value=1.0)
+        return _EdgeData(
+            radial=envelope[:, None] * self.basis(distance),
+            envelope=envelope,
+            moments=envelope[:, None] * moments,
+            offsets=edge_sum(moments, graph.edges, graph.batch.n_atoms),
+        )
+
+
+def _normal_before_silu(linear: nn.Linear) -> None:
+    """Normal weights, σ = sqrt(3/(2F)) (section 2.4)."""
+    nn.init.normal_(linear.weight, std=math.sqrt(1.5 / linear.in_features))
+    nn.init.zeros_(linear.bias)
