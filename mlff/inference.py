@@ -1,0 +1,114 @@
+"""What a potential may be asked, and asking it about many systems at once."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.data import chemical_symbols
+
+from mlff.batch import AtomsBatch
+from mlff.errors import InputError, warn_once
+from mlff.neighbors import check_distances, neighbor_list
+from mlff.potential import Potential, build_graph
+from mlff.properties import PROPERTIES
+from mlff.state import State
+
+
+def check_batch(
+    potential: Potential, batch: AtomsBatch, *, strict: bool = False
+) -> None:
+    """Refuse elements that were not in training; warn once about states that were not.
+
+    Args:
+        potential: what has been trained.
+        batch: what is asked.
+        strict: refuse unseen states too.
+
+    Raises:
+        InputError: an element outside training, a periodic system for a model without
+            periodic meaning, or, if strict, an unseen state.
+    """
+    trained = potential.info.elements
+    unknown = sorted(set(batch.numbers.unique().tolist()) - set(trained))
+    if unknown:
+        names = [chemical_symbols[z] for z in unknown]
+        raise InputError(
+            f"elements {names} were not in the training data; trained are "
+            f"{[chemical_symbols[z] for z in trained]}"
+        )
+    if batch.periodic and not potential.model.supports_periodic:
+        raise InputError(
+            "this model's global attention has no periodic meaning (a supercell would "
+            "not have the energy of its cells); train one with scope='local'"
+        )
+    states = torch.stack((batch.charge, batch.multiplicity), 1).unique(dim=0).tolist()
+    for charge, multiplicity in states:
+        if (charge, multiplicity) in potential.info.states:
+            continue
+        seen = "; ".join(str(State(*state)) for state in potential.info.states)
+        text = (
+            f"{State(charge, multiplicity)} was not in the training data "
+            f"(seen: {seen}): energies there are extrapolation"
+        )
+        if strict:
+            raise InputError(text)
+        warn_once(text)
+
+
+def predict(
+    potential: Potential,
+    systems: Sequence[Atoms],
+    properties: Sequence[str] = ("energy", "forces"),
+    *,
+    charge: Any = None,
+    spin: Any = None,
+    max_atoms_per_call: int = 3000,
+) -> list[dict[str, Any]]:
+    """Evaluate many systems, batched.
+
+    Args:
+        potential: the potential.
+        systems: ASE systems with their states in ``info``.
+        properties: names from :attr:`Potential.properties`.
+        charge: total charge, e: one for all or one per system.
+        spin: multiplicity 2S+1, likewise.
+        max_atoms_per_call: bound on the memory of one call; a larger system goes alone.
+
+    Returns:
+        One dict per system, in order: ``energy`` (float, eV), ``forces`` (n_atoms, 3),
+        eV/Å, and so on, float64.
+
+    Raises:
+        InputError: whatever is wrong with a system, its index named.
+    """
+    whole = AtomsBatch.from_atoms(systems, charge, spin)
+    check_batch(potential, whole)
+    results: list[dict[str, Any]] = [{} for _ in systems]
+    for chosen in _chunks([len(a) for a in systems], max_atoms_per_call):
+        batch = whole.select(chosen).to(potential.device)
+        edges = neighbor_list(batch, potential.cutoff)
+        check_distances(edges, build_graph(batch, edges, torch.float64).distances)
+        out = potential(batch, edges, properties)
+        offsets = np.cumsum([len(systems[index]) for index in chosen])[:-1]
+        for name, value in out.items():
+            array = value.cpu().numpy()
+            per_atom = PROPERTIES[name].per == "atom"
+            parts = np.split(array, offsets) if per_atom else list(array)
+            for index, part in zip(chosen, parts, strict=True):
+                results[index][name] = float(part) if part.ndim == 0 else part.copy()
+    return results
+
+
+def _chunks(sizes: list[int], limit: int) -> list[list[int]]:
+    """Indices grouped by like size, each group within a number of atoms."""
+    groups: list[list[int]] = []
+    filled = limit + 1
+    for index in sorted(range(len(sizes)), key=lambda k: sizes[k]):
+        if filled + sizes[index] > limit:
+            groups.append([])
+            filled = 0
+        groups[-1].append(index)
+        filled += sizes[index]
+    return groups

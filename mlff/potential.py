@@ -1,0 +1,367 @@
+"""A potential: model + heads + reference energies, its derivatives, and its file.
+
+The energy of a system is ``Σ_i (ε_i + E0[Z_i])``: ε_i from the network in its dtype,
+the per-element references E0 and every sum in float64 (float32 cannot resolve 0.1 meV
+at −1,000 eV). Forces are the exact derivative ``−∂E/∂r``; the stress is ``(1/V) ∂E/∂ε``
+with the symmetric strain ε that deforms positions and cell, ASE's sign.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from mlff.batch import AtomsBatch, Edges, Graph, edge_vectors
+from mlff.device import DTYPES, check_device, check_dtype
+from mlff.errors import InputError, ModelFileError
+from mlff.heads import EnergyHead
+from mlff.models import Representation, build_model
+from mlff.tensorfile import load_tensors, save_tensors
+
+#: Version of the file format; files with a newer one are refused.
+FORMAT_VERSION = 1
+
+_FORMAT = "mlff-potential"
+_UNITS = {"energy": "eV", "length": "Ang"}
+
+# Length given to fill edges, Å: beyond every cutoff a model may have.
+_FAR = 1e3
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingInfo:
+    """Where the weights come from and what they have seen.
+
+    Attributes:
+        elements: atomic numbers in the training data, ascending.
+        states: (charge, multiplicity) pairs in the training data, ascending.
+        level_of_theory: of the labels, e.g. ``"b3lyp5/cc-pvdz"``.
+        provenance: data, split, settings and versions; JSON types.
+        metrics: measured errors, units in their names; JSON types.
+    """
+
+    elements: tuple[int, ...]
+    states: tuple[tuple[int, int], ...]
+    level_of_theory: str = ""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.elements or not all(1 <= z <= 118 for z in self.elements):
+            raise InputError(
+                f"`elements` must be atomic numbers 1 … 118, got {self.elements}"
+            )
+        if not self.states:
+            raise InputError("`states` must name at least one (charge, multiplicity)")
+
+
+class Potential(nn.Module):
+    """Energies, forces and stresses of batches of systems.
+
+    Args:
+        model: features of every atom.
+        heads: by property; ``"energy"`` is needed.
+        references: energy of each element, eV, by atomic number.
+        info: what the weights have seen.
+    """
+
+    references: Tensor
+
+    def __init__(
+        self,
+        model: Representation,
+        heads: dict[str, nn.Module],
+        references: dict[int, float],
+        info: TrainingInfo,
+    ) -> None:
+        super().__init__()
+        if set(heads) != {"energy"}:
+            raise InputError(f"`heads` must be {{'energy': …}}, got {sorted(heads)}")
+        self.model = model
+        self.heads = nn.ModuleDict(heads)
+        self.info = info
+        table = torch.zeros(119, dtype=torch.float64)
+        for number, energy in references.items():
+            table[number] = energy
+        self.register_buffer("references", table)
+
+    @classmethod
+    def build(
+        cls,
+        model: str | dict[str, Any],
+        references: dict[int, float],
+        info: TrainingInfo,
+        dtype: torch.dtype = torch.float32,
+    ) -> Self:
+        """Build a potential with fresh weights.
+
+        Args:
+            model: name, or name and options: ``{"name": "cmret", "n_features": 64}``.
+            references: energy of each element, eV, by atomic number.
+            info: elements and states that it is for.
+            dtype: of the network, float32 or float64.
+        """
+        options = {"name": model} if isinstance(model, str) else dict(model)
+        if "name" not in options:
+            raise InputError(f"`model` must have a 'name', got {options}")
+        representation = build_model(**options)
+        head = EnergyHead(representation.n_features)
+        potential = cls(representation, {"energy": head}, references, info)
+        return potential.to(dtype)
+
+    @property
+    def cutoff(self) -> float:
+        """Longest edge that matters, Å."""
+        return self.model.cutoff
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the network."""
+        return next(self.model.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.references.device
+
+    @property
+    def properties(self) -> tuple[str, ...]:
+        """What :meth:`forward` can return."""
+        stress = ("stress",) if self.model.supports_periodic else ()
+        return ("energy", "energies", "forces", *stress)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """How the network is built, JSON types."""
+        return {"model": self.model.config}
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Keep the references in float64 under ``.to``, ``.float``, ``.half``."""
+        exact = self.references
+        super()._apply(fn, recurse)
+        self.references = exact.to(self.references.device)
+        return self
+
+    def forward(
+        self,
+        batch: AtomsBatch,
+        edges: Edges,
+        properties: Sequence[str] = ("energy", "forces"),
+        *,
+        create_graph: bool = False,
+    ) -> dict[str, Tensor]:
+        """Evaluate one batch in one pass; nothing here waits for the device.
+
+        Args:
+            batch: the systems, on the device of the potential.
+            edges: every pair within :attr:`cutoff`; longer ones contribute nothing.
+            properties: names from :attr:`properties`.
+            create_graph: keep the graph, for training on forces and for Hessians.
+
+        Returns:
+            By name, float64, detached unless ``create_graph``: ``energy``
+            (n_systems,), eV; ``energies`` (n_atoms,), eV; ``forces`` (n_atoms, 3),
+            eV/Å; ``stress`` (n_systems, 3, 3), eV/Å³.
+
+        Raises:
+            InputError: a property that this potential does not have.
+        """
+        for name in properties:
+            if name not in self.properties:
+                raise InputError(
+                    f"`properties` must be among {self.properties}, got {name!r}"
+                )
+        forces, stress = "forces" in properties, "stress" in properties
+        with torch.set_grad_enabled(forces or stress or create_graph):
+            inputs: list[Tensor] = []
+            if forces or stress:
+                batch, inputs = _differentiable(batch, forces, stress, create_graph)
+            graph = build_graph(batch, edges, self.dtype)
+            sites = self.heads["energy"](self.model(graph)).double()
+            energies = sites + self.references[batch.numbers]
+            out = {"energies": energies, "energy": _system_sum(energies, batch)}
+            if inputs:
+                gradients = list(
+                    torch.autograd.grad(sites.sum(), inputs, create_graph=create_graph)
+                )
+                if forces:
+                    out["forces"] = -gradients.pop(0)
+                if stress:
+                    volume = torch.linalg.det(batch.cell.detach()).abs()
+                    strain = gradients.pop(0)
+                    out["stress"] = 0.5 * (strain + strain.mT) / volume[:, None, None]
+        return {
+            name: out[name] if create_graph else out[name].detach()
+            for name in properties
+        }
+
+    def save(self, path: str | Path) -> str:
+        """Write the potential; no pickle, replaced atomically.
+
+        Returns:
+            The SHA-256 stored in the file.
+        """
+        dtype = next(k for k, v in DTYPES.items() if v == self.dtype)
+        header = {
+            "format": _FORMAT,
+            "format_version": FORMAT_VERSION,
+            "units": _UNITS,
+            "dtype": dtype,
+            "config": self.config,
+            "info": asdict(self.info),
+        }
+        return save_tensors(path, self.state_dict(), header)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        *,
+        expected_sha256: str | None = None,
+    ) -> Self:
+        """Read a potential, verify every byte, and freeze it for inference.
+
+        Args:
+            path: file written by :meth:`save`.
+            device: where to put it.
+            dtype: of the network; that of the file if not given.
+            expected_sha256: refuse any other content.
+
+        Returns:
+            The potential in evaluation mode, weights without gradient
+            (``requires_grad_(True)`` to train on).
+
+        Raises:
+            ModelFileError: whatever is wrong with the file.
+        """
+        tensors, header = load_tensors(path, expected_sha256)
+        potential = cls._from_header(path, header)
+        _check_tensors(path, tensors, potential.state_dict())
+        potential.load_state_dict(tensors)
+        potential = potential.to(device=check_device(device), dtype=check_dtype(dtype))
+        return potential.eval().requires_grad_(False)
+
+    @classmethod
+    def _from_header(cls, path: str | Path, header: dict[str, Any]) -> Self:
+        if header.get("format") != _FORMAT:
+            raise ModelFileError(
+                f"{path} holds {header.get('format')!r}, not an mlff potential"
+            )
+        version = header.get("format_version")
+        if not isinstance(version, int) or version > FORMAT_VERSION:
+            raise ModelFileError(
+                f"{path} has format version {version!r}, this mlff reads up to "
+                f"{FORMAT_VERSION}: upgrade mlff"
+            )
+        if header.get("units") != _UNITS:
+            raise ModelFileError(
+                f"{path} is in units {header.get('units')}, needed are {_UNITS}"
+            )
+        try:
+            dtype = DTYPES[header["dtype"]]
+            content = dict(header["info"])
+            content["elements"] = tuple(int(z) for z in content["elements"])
+            content["states"] = tuple((int(q), int(m)) for q, m in content["states"])
+            info = TrainingInfo(**content)
+            return cls.build(header["config"]["model"], {}, info, dtype)
+        except (InputError, KeyError, TypeError, ValueError) as error:
+            raise ModelFileError(f"{path}: unusable header: {error!r}") from error
+
+
+def build_graph(batch: AtomsBatch, edges: Edges, dtype: torch.dtype) -> Graph:
+    """Compute edge geometry, differentiable in positions and cell.
+
+    Vectors are formed in float64 and cast afterwards, so that precision does not
+    depend on where a system sits.
+    """
+    vectors = edge_vectors(batch, edges)
+    if edges.has_fill:
+        real = edges.i != edges.j
+        if edges.shift is not None:
+            real = real | (edges.shift != 0).any(1)
+        far = vectors.new_tensor((_FAR, 0.0, 0.0))
+        vectors = torch.where(real[:, None], vectors, far)
+    vectors = vectors.to(dtype)
+    distances = torch.linalg.vector_norm(vectors, dim=1)
+    return Graph(batch=batch, edges=edges, vectors=vectors, distances=distances)
+
+
+def _differentiable(
+    batch: AtomsBatch, forces: bool, stress: bool, create_graph: bool
+) -> tuple[AtomsBatch, list[Tensor]]:
+    """Return the batch as a function of positions and strain, and these inputs."""
+    positions, cell, inputs = batch.positions, batch.cell, []
+    if forces:
+        if not (create_graph and positions.requires_grad):
+            positions = positions.detach().requires_grad_(True)
+        inputs.append(positions)
+    if stress:
+        strain = torch.zeros_like(cell, requires_grad=True)
+        inputs.append(strain)
+        symmetric = 0.5 * (strain + strain.mT)
+        moved = torch.einsum("ax,axy->ay", positions, symmetric[batch.system])
+        positions = positions + moved
+        cell = cell + cell @ symmetric
+    return batch.replace(positions=positions, cell=cell), inputs
+
+
+def _system_sum(values: Tensor, batch: AtomsBatch) -> Tensor:
+    zeros = values.new_zeros(batch.n_systems)
+    return zeros.index_add(0, batch.system, values)
+
+
+def _check_tensors(
+    path: str | Path, found: dict[str, Tensor], needed: dict[str, Tensor]
+) -> None:
+    if found.keys() != needed.keys():
+        missing = sorted(needed.keys() - found.keys())[:3]
+        surplus = sorted(found.keys() - needed.keys())[:3]
+        raise ModelFileError(
+            f"{path}: tensors missing {missing}, tensors not expected {surplus}"
+        )
+    for name, tensor in needed.items():
+        if found[name].shape != tensor.shape or found[name].dtype != tensor.dtype:
+            raise ModelFileError(
+                f"{path}: tensor {name!r} is {found[name].dtype} "
+                f"{tuple(found[name].shape)}, needed is {tensor.dtype} "
+                f"{tuple(tensor.shape)}"
+            )
+
+
+def shipped() -> dict[str, Path]:
+    """Return the models that come with the package, name → file."""
+    folder = resources.files("mlff") / "pretrained"
+    files = [Path(str(f)) for f in folder.iterdir() if f.name.endswith(".safetensors")]
+    return {f.stem: f for f in sorted(files)}
+
+
+def load(
+    name: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Potential:
+    """Load a shipped model by name, or a potential from a path.
+
+    Args:
+        name: e.g. ``"ch2"``, or a file.
+        device: where to put it.
+        dtype: of the network; that of the file if not given.
+
+    Raises:
+        ModelFileError: neither a shipped model nor a readable potential.
+    """
+    models = shipped()
+    if str(name) in models:
+        return Potential.load(models[str(name)], device, dtype)
+    if not Path(name).exists():
+        raise ModelFileError(
+            f"{str(name)!r} is neither a file nor a shipped model; shipped are "
+            f"{sorted(models)}"
+        )
+    return Potential.load(name, device, dtype)
