@@ -8,7 +8,6 @@ anywhere is an error.
 
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from mlff.errors import ModelFileError
+from mlff.files import write_atomic
 
 _BLANK = "0" * 64
 _DIGEST = re.compile(rb'"sha256":"([0-9a-f]{64})"')
@@ -41,13 +41,25 @@ def save_tensors(
     """
     metadata = {"header": json.dumps(header, sort_keys=True), "sha256": _BLANK}
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    content = safetensors.torch.save(plain, metadata)
+    content = _ordered(safetensors.torch.save(plain, metadata))
     digest = hashlib.sha256(content).hexdigest()
     content = content.replace(
         f'"sha256":"{_BLANK}"'.encode(), f'"sha256":"{digest}"'.encode(), 1
     )
     write_atomic(Path(path), content)
     return digest
+
+
+def _ordered(content: bytes) -> bytes:
+    """Sort the header of a file, so that equal content has equal bytes.
+
+    safetensors writes the metadata in the order of a hash map, which is random.
+    """
+    end = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
+    header = json.loads(content[_LENGTH_BYTES:end])
+    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _LENGTH_BYTES)
+    return len(text).to_bytes(_LENGTH_BYTES, "little") + text + content[end:]
 
 
 def load_tensors(
@@ -67,10 +79,7 @@ def load_tensors(
             tensor that holds a number that is not finite.
     """
     path = Path(path)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ModelFileError(f"cannot read {path}: {error.strerror}") from error
+    content = _read(path)
     header = _verified_header(path, content, expected_sha256)
     try:
         tensors = safetensors.torch.load(content)
@@ -82,6 +91,27 @@ def load_tensors(
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ModelFileError(f"{path}: tensor {name!r} holds non-finite numbers")
     return tensors, header
+
+
+def read_digest(path: str | Path) -> str:
+    """Return the SHA-256 that :func:`load_tensors` compares with, verified.
+
+    Raises:
+        ModelFileError: as :func:`load_tensors`.
+    """
+    path = Path(path)
+    content = _read(path)
+    _verified_header(path, content, None)
+    match = _DIGEST.search(content)
+    assert match is not None  # verified
+    return match.group(1).decode()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelFileError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _verified_header(
@@ -129,22 +159,3 @@ def _strict_json(path: Path, text: bytes) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelFileError(f"{path}: the header is not a JSON object")
     return content
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Replace a file by new content: at every moment one of the two is whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise type(error)(error.errno, error.strerror, str(path)) from error
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
