@@ -1,0 +1,400 @@
+"""Who is whose neighbor: back ends of one signature, and a list that is kept.
+
+Knows boxes, images and index layouts; knows nothing of models, energies or gradients.
+A list is topology only: vectors are recomputed from the positions (``edge_vectors``).
+
+Convention: ``vector = r_j − r_i + shift @ cell`` with ``i`` the receiver, both
+directions of every pair, each system with its own cell and periodic axes, and every
+image within the cutoff: an atom may neighbor its own images, and the same atom many
+times. Atoms may lie any number of images outside their cell. A new back end is one
+line in ``BACKENDS``; ``mlff.testing.check_neighbors`` says whether it is right.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+import vesin as vesin_library
+from matscipy.neighbours import neighbour_list as matscipy_list
+from torch import Tensor
+
+from mlff.batch import MAX_COORDINATE, AtomsBatch, Edges
+from mlff.errors import InputError
+
+#: Two atoms closer than this (Å) are a mistake, not a molecule.
+MIN_DISTANCE = 1e-3
+
+#: Images of one atom within the cutoff beyond which a cell is refused.
+MAX_IMAGES = 1e5
+
+#: ``auto`` takes all pairs up to this many atoms. A chain of 30 atoms costs a model at
+#: most a tenth more that way than with a list of 5.5 Å, one of 42 atoms a third.
+ALL_PAIRS_ATOMS = 32
+
+# ``auto`` takes all pairs only if the mean size is at least this part of the largest:
+# rows of the smaller systems are filled up to the largest.
+_EVEN_SIZES = 0.7
+
+# Rows are filled up to one length if at most this part of the result is fill: a dense
+# layout then costs less than the indexed sums that it saves.
+_MAX_FILL = 0.35
+
+# Bins of one cutoff that a box for matscipy may have: it allocates them all, and sorts
+# atoms beyond a free side of the box into the last bin, so that a smaller box is right.
+_MAX_BINS = 1e6
+
+#: ``(positions, box, pbc, cutoff) -> (i, j, shift)`` for one complete box.
+BoxSearch = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor]]
+
+
+def all_pairs(batch: AtomsBatch, cutoff: float) -> Edges:
+    """Return every pair of atoms inside each system, whatever the distance.
+
+    Depends on the sizes of the systems only. Rows are ``max_atoms - 1`` long; those of
+    smaller systems are filled. No host sync.
+
+    Args:
+        batch: systems that are not periodic.
+        cutoff: not used; pairs beyond it contribute nothing.
+
+    Raises:
+        InputError: for a periodic batch, which has infinitely many pairs.
+    """
+    if batch.periodic:
+        raise InputError(
+            "`backend` 'all_pairs' knows no periodic images, but the batch has "
+            "periodic systems; use 'auto', 'vesin' or 'matscipy'"
+        )
+    device = batch.system.device
+    degree = max(batch.max_atoms - 1, 0)
+    atoms = torch.arange(batch.n_atoms, device=device)[:, None]
+    slot = batch.slot[:, None]
+    other = torch.arange(degree, device=device)[None, :]
+    other = other + (other >= slot)  # leaves out the atom itself
+    i = atoms.expand(batch.n_atoms, degree)
+    j = atoms - slot + other
+    if not batch.uniform:
+        sizes = batch.counts()[batch.system]
+        j = torch.where(other < sizes[:, None], j, i)
+    return Edges(
+        i=i.reshape(-1),
+        j=j.reshape(-1),
+        shift=None,
+        degree=degree,
+        has_fill=not batch.uniform,
+    )
+
+
+def vesin(batch: AtomsBatch, cutoff: float) -> Edges:
+    """Return the pairs within the cutoff, found by vesin's cell list.
+
+    All systems without periodic axes share one call; each periodic system has its own.
+    Runs where the batch is, CPU or GPU.
+
+    Args:
+        batch: any systems.
+        cutoff: largest distance of a pair, Å.
+
+    Raises:
+        InputError: positions that are not finite or out of range, or a cell so small
+            that an atom has more than ``MAX_IMAGES`` images within the cutoff.
+    """
+    return _by_boxes(batch, cutoff, _vesin_box)
+
+
+def matscipy(batch: AtomsBatch, cutoff: float) -> Edges:
+    """Return the pairs within the cutoff, as ``vesin``, by matscipy on the CPU."""
+    return _by_boxes(batch, cutoff, _matscipy_box)
+
+
+#: Every back end, by name.
+BACKENDS: dict[str, Callable[[AtomsBatch, float], Edges]] = {
+    "all_pairs": all_pairs,
+    "vesin": vesin,
+    "matscipy": matscipy,
+}
+
+
+def neighbor_list(batch: AtomsBatch, cutoff: float, backend: str = "auto") -> Edges:
+    """Return the edges of a batch: all pairs within the cutoff, perhaps some beyond.
+
+    Args:
+        batch: any number of systems, periodic or not.
+        cutoff: largest distance that must be in the list, Å.
+        backend: a name in ``BACKENDS``, or ``"auto"``: all pairs for small molecules
+            of similar size, vesin for everything else.
+
+    Raises:
+        InputError: a cutoff that is not positive and finite, an unknown back end, or
+            what the back end refuses.
+    """
+    _check_cutoff(cutoff)
+    return BACKENDS[_chosen(batch, backend)](batch, cutoff)
+
+
+class NeighborList:
+    """Edges that are kept while they hold, and rebuilt before they fail.
+
+    Built with ``cutoff + skin`` and kept until an atom has moved by more than half the
+    skin since. A displacement is the plain difference of positions: an atom that was
+    wrapped into its cell has moved by a cell vector, so the shifts are renewed with
+    it. Other atoms, another cell or other periodic axes are noticed by value, so
+    tensors may be changed in place. Elements do not matter to a list. All pairs depend
+    on nothing but the sizes of the systems and are kept as long as those stay.
+    """
+
+    def __init__(self, cutoff: float, skin: float = 0.5, backend: str = "auto") -> None:
+        """Prepare a list; the first ``update`` builds it.
+
+        Args:
+            cutoff: largest distance that must be in the list, Å.
+            skin: margin of the stored list, Å; zero rebuilds after every move.
+            backend: as for ``neighbor_list``.
+
+        Raises:
+            InputError: a cutoff, skin or back end that cannot be used.
+        """
+        _check_cutoff(cutoff)
+        if not 0 <= skin < math.inf:
+            raise InputError(f"`skin` must be zero or positive, got {skin}")
+        _check_backend(backend)
+        self.cutoff = cutoff
+        self.skin = skin
+        self.backend = backend
+        #: How often the list was built.
+        self.builds = 0
+        self._edges: Edges | None = None
+
+    def update(self, batch: AtomsBatch) -> Edges:
+        """Return edges with every pair within the cutoff, rebuilt if need be.
+
+        Args:
+            batch: any systems, also others than in the last call.
+
+        Raises:
+            InputError: what the back end refuses.
+        """
+        if self._edges is None or not self._holds(batch):
+            self._edges = None  # nothing stale is left behind if the build raises
+            name = _chosen(batch, self.backend)
+            edges = BACKENDS[name](batch, self.cutoff + self.skin)
+            self._remember(batch)
+            self._any_positions = name == "all_pairs"
+            self._edges = edges
+            self.builds += 1
+        return self._edges
+
+    def _remember(self, batch: AtomsBatch) -> None:
+        self._periodic = batch.periodic
+        self._seen, self._version = batch.system, _version(batch.system)
+        self._system = batch.system.clone()
+        self._positions = batch.positions.detach().clone()
+        self._cell = batch.cell.detach().clone()
+        self._pbc = batch.pbc.clone()
+
+    def _holds(self, batch: AtomsBatch) -> bool:
+        if batch.periodic != self._periodic or not self._same_layout(batch.system):
+            return False
+        if self._any_positions:
+            return True
+        same_axes = torch.equal(batch.pbc, self._pbc)
+        if not same_axes or (self._periodic and not batch.cell.equal(self._cell)):
+            return False
+        moved = (batch.positions.detach() - self._positions).square().sum(dim=1)
+        # Asked this way round, a position that is not a number forces a rebuild.
+        return bool((moved <= (self.skin / 2) ** 2).all())
+
+    def _same_layout(self, system: Tensor) -> bool:
+        # The same tensor, unwritten since, needs no look at its values: on a GPU that
+        # look would make the host wait in every step.
+        if system is self._seen and 0 <= self._version == _version(system):
+            return True
+        known = self._system
+        return system.device == known.device and torch.equal(system, known)
+
+
+def check_distances(edges: Edges, distances: Tensor) -> None:
+    """Raise if two atoms coincide: no potential means anything there.
+
+    Args:
+        edges: the edges; fill is left out.
+        distances: length of each edge, (n_edges,), Å.
+
+    Raises:
+        InputError: a pair closer than ``MIN_DISTANCE``; the text names its atoms,
+            counted over the whole batch.
+    """
+    short = distances.detach() < MIN_DISTANCE
+    if edges.has_fill:
+        fill = edges.i == edges.j
+        if edges.shift is not None:
+            fill &= (edges.shift == 0).all(dim=1)
+        short &= ~fill
+    if not short.any():
+        return
+    edge = int(short.nonzero()[0])
+    i, j = int(edges.i[edge]), int(edges.j[edge])
+    raise InputError(
+        f"`positions` of atoms {i} and {j} are {float(distances[edge]):.2g} Å apart, "
+        f"and at least {MIN_DISTANCE:g} Å is needed; move or remove one of them"
+    )
+
+
+def _version(tensor: Tensor) -> int:
+    # Torch counts the in-place writes of a tensor, but not under inference mode.
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _check_cutoff(cutoff: float) -> None:
+    if not 0 < cutoff < math.inf:
+        raise InputError(f"`cutoff` must be positive and finite, got {cutoff}")
+
+
+def _check_backend(backend: str) -> None:
+    if backend != "auto" and backend not in BACKENDS:
+        raise InputError(
+            f"`backend` must be 'auto' or one of {sorted(BACKENDS)}, got {backend!r}"
+        )
+
+
+def _chosen(batch: AtomsBatch, backend: str) -> str:
+    _check_backend(backend)
+    if backend != "auto":
+        return backend
+    small = batch.max_atoms <= ALL_PAIRS_ATOMS
+    even = batch.n_atoms >= _EVEN_SIZES * batch.n_systems * batch.max_atoms
+    return "all_pairs" if small and even and not batch.periodic else "vesin"
+
+
+@torch.no_grad()
+def _by_boxes(batch: AtomsBatch, cutoff: float, search: BoxSearch) -> Edges:
+    """Search every box of a batch and lay the pairs out as edges."""
+    # A cell list does not end, or ends wrong, on coordinates that are not numbers.
+    bad = ~(batch.positions.abs() <= MAX_COORDINATE).all(dim=1)
+    if bad.any():
+        raise InputError(
+            f"`positions` must be finite and within ±{MAX_COORDINATE:g} Å; not so for "
+            f"atoms {bad.nonzero()[:5, 0].tolist()} of the batch"
+        )
+    device = batch.system.device
+    i = [torch.empty(0, dtype=torch.int64, device=device)]
+    j, shift = [i[0]], [torch.empty(0, 3, dtype=torch.float64, device=device)]
+    for atoms, positions, cell, pbc in _boxes(batch, cutoff):
+        positions, box = _complete(positions, cell, pbc, cutoff)
+        local_i, local_j, local_shift = search(positions, box, pbc, cutoff)
+        i.append(atoms[local_i])
+        j.append(atoms[local_j])
+        shift.append(local_shift.to(torch.float64))
+    receivers = torch.cat(i)
+    order = torch.argsort(receivers, stable=True)
+    senders, shifts = torch.cat(j)[order], torch.cat(shift)[order]
+    return _laid_out(batch, receivers[order], senders, shifts)
+
+
+def _boxes(
+    batch: AtomsBatch, cutoff: float
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Yield the atoms, positions, cell and periodic axes of each box to search.
+
+    Systems without a periodic axis are lined up along x, farther apart than the
+    cutoff, and make one box; each of the others is a box.
+    """
+    periodic = batch.pbc.any(dim=1)
+    free = (~periodic[batch.system]).nonzero()[:, 0]
+    if len(free):
+        first = int(batch.system[free[0]])
+        lined_up = _lined_up(batch, cutoff + 1.0)[free]
+        yield free, lined_up, batch.cell[first], batch.pbc[first]
+    everyone = torch.arange(batch.n_atoms, device=free.device)
+    atoms_of = everyone.split(batch.counts().tolist())
+    for index in periodic.nonzero()[:, 0].tolist():
+        atoms = atoms_of[index]
+        yield atoms, batch.positions[atoms], batch.cell[index], batch.pbc[index]
+
+
+def _lined_up(batch: AtomsBatch, gap: float) -> Tensor:
+    rows = batch.system[:, None].expand(-1, 3)
+    empty = batch.positions.new_zeros(batch.n_systems, 3)
+    low, high = (
+        empty.scatter_reduce(0, rows, batch.positions, reduce, include_self=False)
+        for reduce in ("amin", "amax")
+    )
+    length = high[:, 0] - low[:, 0] + gap
+    low[:, 0] -= length.cumsum(0) - length
+    return batch.positions - low[batch.system]
+
+
+def _complete(
+    positions: Tensor, cell: Tensor, pbc: Tensor, cutoff: float
+) -> tuple[Tensor, Tensor]:
+    """Put atoms into a box with three independent vectors.
+
+    What a cell holds along axes that are not periodic means nothing, and may be zero
+    or parallel to another vector: the box gets vectors at right angles to the
+    periodic ones there, long enough to enclose the atoms.
+    """
+    _, scale, axes = torch.linalg.svd(cell[pbc].cpu())
+    images = float((2 * cutoff / scale + 1).prod())
+    if images > MAX_IMAGES:
+        raise InputError(
+            f"`cell` is too small for a cutoff of {cutoff:g} Å: about {images:.0e} "
+            f"images of each atom lie within it, and at most {MAX_IMAGES:.0e} are "
+            "allowed; check the unit of the cell vectors"
+        )
+    across = axes[len(scale) :].to(positions.device)
+    heights = positions @ across.T
+    low = heights.amin(dim=0)
+    lengths = heights.amax(dim=0) - low + 1.0
+    box = cell.clone()
+    box[~pbc] = across * lengths[:, None]
+    return positions - low @ across, box
+
+
+def _vesin_box(
+    positions: Tensor, box: Tensor, pbc: Tensor, cutoff: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    # On a GPU "auto" may mean brute force, which is limited to half the box. With one
+    # thread the order of the pairs, and so the last digit of a sum, is reproducible.
+    algorithm = "cell_list" if positions.is_cuda else "auto"
+    search = vesin_library.NeighborList(
+        cutoff=cutoff, full_list=True, algorithm=algorithm, n_threads=1
+    )
+    # Views of what `search` owns; changing the types copies them.
+    pairs, shift = search.compute(positions, box, pbc, "PS", copy=False)
+    pairs, shift = pairs.to(torch.int64), shift.to(torch.float64)
+    return pairs[:, 0], pairs[:, 1], shift
+
+
+def _matscipy_box(
+    positions: Tensor, box: Tensor, pbc: Tensor, cutoff: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    bins = (torch.linalg.vector_norm(box, dim=1) / cutoff).clamp(min=1.0).prod()
+    excess = (bins / _MAX_BINS).clamp(min=1.0)
+    box = torch.where(pbc[:, None], box, box * excess ** (-1 / 3))
+    geometry = {"positions": positions, "cell": box, "pbc": pbc}
+    arrays = {name: tensor.cpu().numpy() for name, tensor in geometry.items()}
+    result = matscipy_list("ijS", cutoff=cutoff, **arrays)
+    i, j, shift = (torch.from_numpy(array).to(positions.device) for array in result)
+    return i.to(torch.int64), j.to(torch.int64), shift
+
+
+def _laid_out(batch: AtomsBatch, i: Tensor, j: Tensor, shift: Tensor) -> Edges:
+    """Decide between dense rows and a ragged list; ``i`` is ascending."""
+    counts = torch.bincount(i, minlength=batch.n_atoms)
+    degree = int(counts.max()) if batch.n_atoms else 0
+    shifts = shift if batch.periodic else None
+    n_rows = batch.n_atoms * degree
+    if len(i) < (1.0 - _MAX_FILL) * n_rows:
+        return Edges(i=i, j=j, shift=shifts)
+    if len(i) == n_rows:
+        return Edges(i=i, j=j, shift=shifts, degree=degree)
+    atoms = torch.arange(batch.n_atoms, device=i.device)
+    receivers = atoms.repeat_interleave(degree)
+    first = counts.cumsum(0) - counts
+    place = i * degree + torch.arange(len(i), device=i.device) - first[i]
+    senders = receivers.clone()
+    senders[place] = j
+    if shifts is not None:
+        shifts = shift.new_zeros(n_rows, 3)
+        shifts[place] = shift
+    return Edges(i=receivers, j=senders, shift=shifts, degree=degree, has_fill=True)
