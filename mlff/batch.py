@@ -297,7 +297,7 @@ def check_geometry(atoms: Atoms) -> None:
     if (numbers < 1).any() or (numbers > 118).any():
         bad = sorted({int(z) for z in numbers if not 1 <= z <= 118})
         raise InputError(f"`atoms.numbers` must lie in 1 … 118, got {bad}")
-    positions = np.asarray(atoms.positions)
+    positions = np.asarray(atoms.positions, np.float64)
     if not np.isfinite(positions).all():
         rows = np.flatnonzero(~np.isfinite(positions).all(axis=1))[:5].tolist()
         raise InputError(f"`atoms.positions` must be finite; not so for atoms {rows}")
