@@ -15,6 +15,9 @@ from mlff.potential import Potential, build_graph
 from mlff.properties import PROPERTIES
 from mlff.state import State
 
+#: A cell flatter than this has no stress, Å³: slabs and wires with a zero vector.
+MIN_VOLUME = 1e-6
+
 
 def check_batch(
     potential: Potential, batch: AtomsBatch, *, strict: bool = False
@@ -85,6 +88,8 @@ def predict(
     """
     whole = AtomsBatch.from_atoms(systems, charge, spin)
     check_batch(potential, whole)
+    if "stress" in properties:
+        _check_volumes(whole)
     results: list[dict[str, Any]] = [{} for _ in systems]
     for chosen in _chunks([len(a) for a in systems], max_atoms_per_call):
         batch = whole.select(chosen).to(potential.device)
@@ -99,6 +104,16 @@ def predict(
             for index, part in zip(chosen, parts, strict=True):
                 results[index][name] = float(part) if part.ndim == 0 else part.copy()
     return results
+
+
+def _check_volumes(batch: AtomsBatch) -> None:
+    flat = torch.linalg.det(batch.cell).abs() < MIN_VOLUME
+    bad = torch.nonzero(flat | ~batch.pbc.any(1)).ravel().tolist()
+    if bad:
+        raise InputError(
+            "`properties` asks for stress, which needs a periodic system whose cell "
+            f"has a volume; not so for systems {bad[:5]}"
+        )
 
 
 def _chunks(sizes: list[int], limit: int) -> list[list[int]]:

@@ -269,7 +269,8 @@ class Potential(nn.Module):
             content["elements"] = tuple(int(z) for z in content["elements"])
             content["states"] = tuple((int(q), int(m)) for q, m in content["states"])
             info = TrainingInfo(**content)
-            return cls.build(header["config"]["model"], {}, info, dtype)
+            with torch.random.fork_rng(devices=[]):  # fresh weights, soon replaced
+                return cls.build(header["config"]["model"], {}, info, dtype)
         except (InputError, KeyError, TypeError, ValueError) as error:
             raise ModelFileError(f"{path}: unusable header: {error!r}") from error
 
