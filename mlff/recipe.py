@@ -1,0 +1,231 @@
+"""What a training run is told: data, model, loss, optimizer, schedule; no state.
+
+The loss is that of eq. 15 of CMRET (arXiv:2308.10752):
+``energy_weight · MSE(energy) + forces_weight · MSE(force components)``, in eV and eV/Å.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ase.data import atomic_numbers
+
+from mlff.config import from_table, read_toml
+from mlff.data import LabelKeys
+from mlff.device import DTYPES
+from mlff.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What to learn from.
+
+    Attributes:
+        files: labelled frames to split.
+        train: systems to train on.
+        validation: systems that choose the best weights.
+        test: systems that are only measured on; taken from ``files``.
+        test_files: measured on as well, whole; needs ``test = 0``.
+        split: ``"random"`` or ``"symmetry"`` (copies of a geometry stay together).
+        keys: where labels are, and their units; detected if not given.
+        level_of_theory: for files that do not state it.
+        trust_labels: skip the checks of units, sign and size.
+        references: energy of each element, eV, by symbol; least squares if empty.
+    """
+
+    files: tuple[str, ...]
+    train: int
+    validation: int
+    test: int = 0
+    test_files: tuple[str, ...] = ()
+    split: str = "random"
+    keys: LabelKeys | None = None
+    level_of_theory: str = ""
+    trust_labels: bool = False
+    references: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.split not in ("random", "symmetry"):
+            raise InputError(
+                f"`data.split` must be 'random' or 'symmetry', got {self.split!r}"
+            )
+        if self.train < 1 or self.validation < 1 or self.test < 0:
+            raise InputError(
+                "`data.train` and `data.validation` must be at least 1 and `data.test` "
+                f"at least 0, got {self.train}, {self.validation}, {self.test}"
+            )
+        if not self.files:
+            raise InputError("`data.files` is empty: name at least one file")
+        if self.test and self.test_files:
+            raise InputError("give `data.test` or `data.test_files`, not both")
+        unknown = sorted(set(self.references) - set(atomic_numbers))
+        if unknown:
+            raise InputError(f"`data.references` has unknown elements: {unknown}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How to learn.
+
+    Attributes:
+        epochs: passes over the training systems, at most.
+        batch_size: systems per step.
+        energy_weight: of the mean squared error of energies, 1/eV².
+        forces_weight: of the mean squared error of force components, Å²/eV².
+        optimizer: ``"adam"`` or ``"adamw"``.
+        weight_decay: of AdamW.
+        schedule: ``"cosine"`` (linear warm-up, then down to ``floor``) or ``"cyclic"``
+            (the paper's: up and down between ``floor`` and ``rate``, then once more
+            between a hundredth of both).
+        rate: highest learning rate.
+        floor: lowest learning rate of the (first) cycle.
+        warmup_epochs: length of the warm-up of ``"cosine"``.
+        clip_norm: longest gradient; longer ones are scaled down.
+        ema_decay: decay per step of the averaged weights, which are what is validated
+            and kept; 0 for none.
+        validate_every: epochs between two validations; each writes a checkpoint.
+        patience: epochs without a better validation before stopping; 0 for never.
+    """
+
+    epochs: int
+    batch_size: int = 10
+    energy_weight: float = 0.2
+    forces_weight: float = 0.8
+    optimizer: str = "adam"
+    weight_decay: float = 0.0
+    schedule: str = "cosine"
+    rate: float = 1e-3
+    floor: float = 1e-6
+    warmup_epochs: int = 5
+    clip_norm: float = 10.0
+    ema_decay: float = 0.999
+    validate_every: int = 1
+    patience: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "validate_every"):
+            if getattr(self, name) < 1:
+                raise InputError(
+                    f"`training.{name}` must be at least 1, got {getattr(self, name)}"
+                )
+        for name in ("energy_weight", "forces_weight", "weight_decay", "floor"):
+            _check(name, getattr(self, name), getattr(self, name) >= 0, "≥ 0")
+        for name in ("rate", "clip_norm"):
+            _check(name, getattr(self, name), getattr(self, name) > 0, "> 0")
+        for name in ("warmup_epochs", "patience"):
+            _check(name, getattr(self, name), getattr(self, name) >= 0, "≥ 0")
+        _check("ema_decay", self.ema_decay, 0 <= self.ema_decay < 1, "in [0, 1)")
+        _check("floor", self.floor, self.floor <= self.rate, "≤ rate")
+        _check(
+            "forces_weight",
+            self.forces_weight,
+            self.energy_weight + self.forces_weight > 0,
+            "> 0 if energy_weight is 0",
+        )
+        for name, known in (
+            ("optimizer", ("adam", "adamw")),
+            ("schedule", ("cosine", "cyclic")),
+        ):
+            if getattr(self, name) not in known:
+                raise InputError(
+                    f"`training.{name}` must be one of {known}, got "
+                    f"{getattr(self, name)!r}"
+                )
+
+
+def _check(name: str, value: float, holds: bool, needed: str) -> None:
+    if not (holds and math.isfinite(value)):
+        raise InputError(f"`training.{name}` must be {needed}, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A training run.
+
+    Attributes:
+        out: folder that the run writes into; created if missing.
+        data: what to learn from.
+        model: name and options of the model, see ``mlff.build_model``.
+        training: how to learn.
+        seed: of the split, the first weights, and the order of the systems.
+        dtype: of the network, ``"float32"`` or ``"float64"``.
+        device: ``"cpu"`` or ``"cuda"``.
+    """
+
+    out: str
+    data: DataConfig
+    model: dict[str, Any]
+    training: TrainingConfig
+    seed: int = 0
+    dtype: str = "float32"
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if "name" not in self.model:
+            raise InputError("the key `model.name` is missing")
+        if self.dtype not in DTYPES:
+            raise InputError(
+                f"`dtype` must be one of {list(DTYPES)}, got {self.dtype!r}"
+            )
+        if self.seed < 0:
+            raise InputError(f"`seed` must be at least 0, got {self.seed}")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "TrainConfig":
+        """Read a run file; its paths are relative to where it lies.
+
+        Raises:
+            InputError: not readable, an unknown or missing key, a value out of range.
+            InputTypeError: a value of the wrong type.
+        """
+        config = from_table(cls, read_toml(path))
+        folder = Path(path).parent
+
+        def found(names: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(str(folder / name) for name in names)
+
+        data = dataclasses.replace(
+            config.data,
+            files=found(config.data.files),
+            test_files=found(config.data.test_files),
+        )
+        return dataclasses.replace(config, out=str(folder / config.out), data=data)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the result, JSON types: all but where files lie.
+
+        The content of the data enters by its hash, the device by what it computes.
+        """
+        content = dataclasses.asdict(self)
+        for name in ("files", "test_files"):
+            content["data"][name] = [Path(p).name for p in content["data"][name]]
+        del content["out"]
+        return content
+
+
+def learning_rate(config: TrainingConfig, step: int, steps_per_epoch: int) -> float:
+    """Return the learning rate of a step, counted from 0."""
+    total = config.epochs * steps_per_epoch
+    if config.schedule == "cyclic":
+        half = total / 2
+        scale, position = (1.0, step) if step < half else (0.01, step - half)
+        height = 1.0 - abs(2.0 * position / half - 1.0)
+        return scale * (config.floor + (config.rate - config.floor) * height)
+    warmup = min(config.warmup_epochs * steps_per_epoch, total)
+    if step < warmup:
+        return config.rate * (step + 1) / warmup
+    part = (step - warmup) / max(total - warmup, 1)
+    return config.floor + (config.rate - config.floor) * 0.5 * (
+        1.0 + math.cos(math.pi * part)
+    )
+
+
+def ema_decay(config: TrainingConfig, step: int) -> float:
+    """Return the decay of the averaged weights at a step, counted from 0.
+
+    Small at first, so that the average forgets the random start: (1 + t) / (10 + t)
+    until it reaches the set decay.
+    """
+    return min(config.ema_decay, (1.0 + step) / (10.0 + step))
