@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mlff import dft, testing
     from mlff.batch import AtomsBatch
-    from mlff.calculator import MLFFCalculator
+    from mlff.calculator import MLFFCalculator, SumCalculator
     from mlff.errors import MlffError, MlffWarning
     from mlff.inference import predict
     from mlff.models import MODELS, build_model
@@ -28,6 +28,7 @@ _PUBLIC = {
     "MlffError": "errors",
     "MlffWarning": "errors",
     "Potential": "potential",
+    "SumCalculator": "calculator",
     "TrainConfig": "train",
     "TrainingInfo": "potential",
     "build_model": "models",
@@ -47,6 +48,7 @@ __all__ = [
     "MlffError",
     "MlffWarning",
     "Potential",
+    "SumCalculator",
     "TrainConfig",
     "TrainingInfo",
     "build_model",
