@@ -38,7 +38,7 @@ class Tolerance:
 TOLERANCES = {
     torch.float64: Tolerance(
         difference=1e-6,
-        step=1e-4,
+        step=1e-5,
         energy=1e-9,
         force=1e-8,
         jump_energy=1e-8,
@@ -46,7 +46,7 @@ TOLERANCES = {
     ),
     torch.float32: Tolerance(
         difference=5e-3,
-        step=1e-2,
+        step=1e-3,
         energy=1e-5,
         force=1e-4,
         jump_energy=1e-5,
