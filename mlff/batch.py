@@ -162,10 +162,21 @@ class AtomsBatch:
         """Return the batch of these systems, in this order.
 
         Args:
-            systems: indices into this batch, (n_selected,).
+            systems: indices into this batch, (n_selected,), or a mask (n_systems,).
+
+        Raises:
+            InputError: a mask of another length.
         """
         device = self.system.device
-        chosen = torch.as_tensor(systems, dtype=torch.int64, device=device)
+        chosen = torch.as_tensor(systems, device=device)
+        if chosen.dtype == torch.bool:
+            if chosen.shape != (self.n_systems,):
+                raise InputError(
+                    f"`systems` must be a mask of {self.n_systems} systems, got "
+                    f"shape {tuple(chosen.shape)}"
+                )
+            chosen = chosen.nonzero()[:, 0]
+        chosen = chosen.to(torch.int64)
         counts = self.counts()
         starts = counts.cumsum(0) - counts
         sizes = counts[chosen]

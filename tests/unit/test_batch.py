@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.build import molecule
 
 from mlff.batch import MAX_COORDINATE, AtomsBatch, Edges, edge_vectors
 from mlff.errors import InputError, InputTypeError, StateError
@@ -37,7 +38,7 @@ def assert_same(a, b):
         assert getattr(a, name) == getattr(b, name), name
 
 
-# What a batch holds -------------------------------------------------------------------
+# What a batch holds
 
 
 def test_every_field_has_its_type_and_one_row_per_atom_or_system():
@@ -139,7 +140,7 @@ def test_a_batch_is_frozen():
         batch.charge = batch.charge + 1
 
 
-# What a batch refuses -----------------------------------------------------------------
+# What a batch refuses
 
 
 def spoiled(change):
@@ -262,7 +263,7 @@ def test_one_atoms_object_is_not_a_list_of_systems():
         AtomsBatch.from_atoms(systems()[0])
 
 
-# Selecting, joining, moving -----------------------------------------------------------
+# Selecting, joining, moving
 
 
 @pytest.mark.parametrize(
@@ -339,7 +340,7 @@ def test_replacing_a_field_leaves_the_others_and_the_original():
     assert other.positions is batch.positions
 
 
-# Vectors ------------------------------------------------------------------------------
+# Vectors
 
 
 def test_vectors_point_from_receiver_to_sender_plus_shift_times_cell_rows():
@@ -361,3 +362,11 @@ def test_vectors_are_differentiable_in_positions_and_cell():
 
     inputs = (batch.positions.requires_grad_(), batch.cell.requires_grad_())
     assert torch.autograd.gradcheck(vectors, inputs)
+
+
+def test_a_mask_selects_the_systems_it_marks():
+    batch = AtomsBatch.from_atoms([molecule("H2O"), molecule("CH4"), molecule("C2H4")])
+    marked = batch.select(torch.tensor([True, False, True]))
+    assert torch.equal(marked.numbers, batch.select([0, 2]).numbers)
+    with pytest.raises(InputError, match="mask of 3 systems"):
+        batch.select(torch.tensor([True, False]))
