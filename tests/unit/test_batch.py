@@ -365,8 +365,9 @@ def test_vectors_are_differentiable_in_positions_and_cell():
 
 
 def test_a_mask_selects_the_systems_it_marks():
-    batch = AtomsBatch.from_atoms([molecule("H2O"), molecule("CH4"), molecule("C2H4")])
-    marked = batch.select(torch.tensor([True, False, True]))
+    systems = [molecule("H2O"), molecule("CH4"), molecule("C2H4"), molecule("NH3")]
+    batch = AtomsBatch.from_atoms(systems, charge=0, spin=1)
+    marked = batch.select(torch.tensor([True, False, True, False]))
     assert torch.equal(marked.numbers, batch.select([0, 2]).numbers)
-    with pytest.raises(InputError, match="mask of 3 systems"):
+    with pytest.raises(InputError, match="mask of 4 systems"):
         batch.select(torch.tensor([True, False]))
