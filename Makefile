@@ -54,4 +54,4 @@ test: lint
 	$(BIN)/pytest $(PYTEST_OPTIONS)
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
