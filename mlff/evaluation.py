@@ -191,11 +191,17 @@ def plot_history(path: str | Path, history: Sequence[dict[str, Any]]) -> None:
     left, right = figure.subplots(1, 2, gridspec_kw=_MARGINS)
     epochs = [row["epoch"] for row in history]
     for axes, columns in (
-        (left, ("train_loss", "validation_loss")),
-        (right, ("energy_mae_meV", "forces_mae_meV_per_A")),
+        (left, {"train_loss": "training loss", "validation_loss": "validation loss"}),
+        (
+            right,
+            {
+                "energy_mae_meV": "energy MAE, meV",
+                "forces_mae_meV_per_A": "force component MAE, meV/Å",
+            },
+        ),
     ):
-        for column in columns:
-            axes.plot(epochs, [row[column] for row in history], label=column)
+        for column, label in columns.items():
+            axes.plot(epochs, [row[column] for row in history], label=label)
         axes.set_yscale("log")
         axes.set_xlabel("epoch")
         axes.legend()

@@ -2,9 +2,9 @@
 
 :func:`check_model` takes a :class:`mlff.Potential` (random or trained weights) and runs
 :data:`MODEL_CHECKS` on it at charged and open-shell states as well as at the neutral
-singlet. Tolerances are goals P1–P9 and P15 of the project's reliability page; a check
-reads what the model declares (symmetry, additivity, periodicity, states resolved) and
-fails if the declaration is wrong in either direction.
+singlet. Tolerances are goals P1–P9, P12 and P15 of the project's reliability page; a
+check reads what the model declares (symmetry, additivity, periodicity, states resolved)
+and fails if the declaration is wrong in either direction.
 """
 
 import copy
@@ -15,14 +15,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from ase import Atoms
+from ase import Atoms, units
 from ase.build import molecule
+from ase.data import atomic_masses
 from torch import Tensor
 
 from mlff.batch import AtomsBatch
 from mlff.neighbors import BACKENDS, neighbor_list
 from mlff.potential import Potential
 from mlff.testing.cases import TOLERANCES, evaluate, sample_systems
+
+# Velocity Verlet steps of 0.5 fs in the angular momentum check.
+_RELEASED_STEPS = 100
 
 
 def _close(found: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
@@ -162,6 +166,31 @@ def forces_are_derivatives(potential: Potential) -> None:
         energy = evaluate(potential, moved, ("energy",))["energy"].cpu()
         numeric = -(energy[0::2] - energy[1::2]) / (2 * limit.step)
         _close(forces.flatten(), numeric, limit.difference, "forces")
+
+
+def angular_momentum_is_conserved(potential: Potential) -> None:
+    """Molecules released at rest do not start to turn (P12)."""
+    if potential.model.symmetry == "broken":
+        return
+    batch = AtomsBatch.from_atoms(sample_systems()).to(potential.device)
+    masses = torch.as_tensor(atomic_masses, device=potential.device)[batch.numbers]
+    edges = neighbor_list(batch, potential.cutoff, "all_pairs")
+    positions, timestep = batch.positions, 0.5 * units.fs
+    momenta = torch.zeros_like(positions)
+    forces = potential(batch, edges, ("forces",))["forces"]
+    for _ in range(_RELEASED_STEPS):
+        momenta = momenta + 0.5 * timestep * forces
+        positions = positions + timestep * momenta / masses[:, None]
+        moved = batch.replace(positions=positions)
+        forces = potential(moved, edges, ("forces",))["forces"]
+        momenta = momenta + 0.5 * timestep * forces
+    assert momenta.any(), "nothing moves: forces are zero"
+    turning = torch.zeros(
+        batch.n_systems, 3, dtype=momenta.dtype, device=momenta.device
+    )
+    turning.index_add_(0, batch.system, torch.linalg.cross(positions, momenta))
+    limit = 1e-5 if potential.dtype == torch.float64 else 1e-4
+    _close(turning, torch.zeros_like(turning), limit, "angular momentum, amu Å²/time")
 
 
 def second_derivatives_are_finite(potential: Potential) -> None:
@@ -319,6 +348,7 @@ MODEL_CHECKS: tuple[Callable[[Potential], None], ...] = (
     edges_beyond_cutoff_count_nothing,
     smooth_at_cutoff,
     forces_are_derivatives,
+    angular_momentum_is_conserved,
     second_derivatives_are_finite,
     separated_parts_add_up,
     states_have_energies_of_their_own,

@@ -233,6 +233,7 @@ BROKEN = {
     contract.edges_beyond_cutoff_count_nothing: [CountsEdges],
     contract.smooth_at_cutoff: [NoEnvelope],
     contract.forces_are_derivatives: [DetachesForces],
+    contract.angular_momentum_is_conserved: [SeesDirections],
     contract.second_derivatives_are_finite: [RootAtZero],
     contract.separated_parts_add_up: [SaysAdditive, SaysNotAdditive],
     contract.states_have_energies_of_their_own: [IgnoresSpin],
