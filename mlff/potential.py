@@ -6,6 +6,7 @@ at −1,000 eV). Forces are the exact derivative ``−∂E/∂r``; the stress is
 with the symmetric strain ε that deforms positions and cell, ASE's sign.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import resources
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from mlff.batch import AtomsBatch, Edges, Graph, edge_vectors
 from mlff.device import DTYPES, check_device, check_dtype
-from mlff.errors import InputError, ModelFileError
+from mlff.errors import InputError, InputTypeError, ModelFileError
 from mlff.heads import EnergyHead
 from mlff.models import Representation, build_model
 from mlff.tensorfile import load_tensors, save_tensors
@@ -355,12 +356,17 @@ def load(
         dtype: of the network; that of the file if not given.
 
     Raises:
+        InputTypeError: neither a name nor a path.
         ModelFileError: neither a shipped model nor a readable potential.
     """
+    if not isinstance(name, (str, Path)):
+        raise InputTypeError(
+            f"`name` must be a name or a path, got {name!r} ({type(name).__name__})"
+        )
     models = shipped()
     if str(name) in models:
         return Potential.load(models[str(name)], device, dtype)
-    if not Path(name).exists():
+    if not os.path.exists(name):  # false too for what cannot be a path, unlike Path's
         raise ModelFileError(
             f"{str(name)!r} is neither a file nor a shipped model; shipped are "
             f"{sorted(models)}"

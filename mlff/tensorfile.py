@@ -141,7 +141,10 @@ def _verified_header(
             f"{path} is not the file asked for: SHA-256 {stored}, expected {expected}"
         )
     outer = _strict_json(path, content[_LENGTH_BYTES:end])
-    inner = outer.get("__metadata__", {}).get("header", "")
+    metadata = outer.get("__metadata__")
+    inner = metadata.get("header") if isinstance(metadata, dict) else None
+    if not isinstance(inner, str):
+        raise ModelFileError(f"{path} has no header: not written by mlff")
     return _strict_json(path, inner.encode())
 
 

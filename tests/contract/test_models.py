@@ -116,7 +116,7 @@ class SeesPositions(Toy):
 
 class SeesDirections(Toy):
     def pair(self, graph):
-        return super().pair(graph) * (1 + 1e-3 * graph.vectors[:, :1])
+        return super().pair(graph) * (1 + 0.1 * graph.vectors[:, :1])
 
 
 class MirrorImagesDiffer(Toy):
