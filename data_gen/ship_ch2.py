@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import mlff
+from mlff.data import load_dataset
 
 HERE = Path(__file__).parent
 RUNS = HERE.parent / "runs"
@@ -62,7 +63,10 @@ def main() -> None:
                 f"{row['energy_max_meV']:.2f} | {row['forces_mae_meV_per_A']:.3f} | "
                 f"{row['forces_max_meV_per_A']:.1f} |"
             )
-    potential.info = replace(potential.info, metrics=metrics)
+    labels = load_dataset(HERE / "ch2.xyz").batch
+    potential.info = replace(
+        potential.info, metrics=metrics, formulas=labels.formulas()
+    )
     digest = potential.save(SHIPPED / "ch2.safetensors")
     provenance = potential.info.provenance
     options = {k: v for k, v in potential.config["model"].items() if k != "name"}

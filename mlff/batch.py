@@ -15,6 +15,8 @@ from typing import Any, Self
 import numpy as np
 import torch
 from ase import Atoms
+from ase.data import chemical_symbols
+from ase.formula import Formula
 from torch import Tensor
 
 from mlff.errors import InputError, InputTypeError
@@ -157,6 +159,18 @@ class AtomsBatch:
             self.n_systems, dtype=torch.int64, device=self.system.device
         )
         return zeros.index_add(0, self.system, torch.ones_like(self.system))
+
+    def formulas(self) -> tuple[str, ...]:
+        """Distinct compositions, Hill notation, ascending: ``("CH2", "H2O")``."""
+        counts = torch.zeros(self.n_systems, 119, dtype=torch.int64)
+        one = torch.ones(self.n_atoms, dtype=torch.int64)
+        place = (self.system.cpu(), self.numbers.cpu())
+        rows = counts.index_put(place, one, accumulate=True).unique(dim=0)
+        compositions = (
+            {chemical_symbols[z]: int(row[z]) for z in row.nonzero().ravel()}
+            for row in rows
+        )
+        return tuple(sorted(Formula.from_dict(c).format("hill") for c in compositions))
 
     def select(self, systems: Sequence[int] | Tensor) -> Self:
         """Return the batch of these systems, in this order.

@@ -141,13 +141,14 @@ def _description(potential: "Potential", path: Path) -> list[str]:
     from mlff.tensorfile import read_digest
 
     info = potential.info
-    weights = sum(p.numel() for p in potential.model.parameters())
+    weights = sum(p.numel() for p in potential.parameters())
     elements = (chemical_symbols[z] for z in info.elements)
     lines = [
         f"file        {path}",
         f"sha256      {read_digest(path)}",
         f"elements    {', '.join(elements)}",
         f"states      {'; '.join(str(State(*state)) for state in info.states)}",
+        f"molecules   {', '.join(info.formulas) or 'not recorded'}",
         f"labels      {info.level_of_theory or 'level of theory not recorded'}",
         f"properties  {', '.join(potential.properties)}",
         f"network     {weights} weights, {str(potential.dtype).removeprefix('torch.')}",
@@ -327,6 +328,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     for path in (arguments.out, arguments.plot):
         if path is not None and path.exists() and not arguments.force:
             raise InputError(f"{path} exists; choose another name or pass --force")
+        if path is not None and not path.parent.is_dir():
+            raise InputError(f"{path}: there is no folder {path.parent}; create it")
     import json
 
     from mlff.data import LabelKeys

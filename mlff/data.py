@@ -162,6 +162,9 @@ def label_dataset(
     energy = _labels(frames, names, keys.energy)
     forces = _labels(frames, names, keys.forces)
     for name, atoms, e, f in zip(names, frames, energy, forces, strict=True):
+        for key, label in ((keys.energy, e), (keys.forces, f)):
+            if np.asarray(label).dtype.kind not in "iuf":
+                raise DataError(f"{name}: `{key}` must be numbers, got {label!r}")
         if np.size(e) != 1 or np.shape(f) != (len(atoms), 3):
             raise DataError(
                 f"{name}: `{keys.energy}` must be one number and `{keys.forces}` "

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mlff.data import Dataset, LabelKeys, load_dataset
+from mlff.errors import InputError
 from mlff.inference import check_batch
 from mlff.neighbors import neighbor_list
 from mlff.potential import Potential
@@ -126,8 +127,11 @@ def evaluate(
 
     Raises:
         DataError: labels that are missing or cannot be right.
-        InputError: an element that the potential was not trained on.
+        InputError: an element that the potential was not trained on, or a plot of a
+            format that cannot be written.
     """
+    if plot is not None:
+        _check_format(Path(plot))
     if not isinstance(data, Dataset):
         data = load_dataset(data, keys, trust_labels=trust_labels)
     check_batch(potential, data.batch)
@@ -136,6 +140,14 @@ def evaluate(
     if plot is not None:
         plot_parity(plot, data, errors)
     return summarise(errors, data)
+
+
+def _check_format(path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    known = sorted(Figure().canvas.get_supported_filetypes())
+    if path.suffix[1:].lower() not in known:
+        raise InputError(f"`plot`={path} must end in one of {known}, e.g. '.png'")
 
 
 def plot_parity(path: str | Path, data: Dataset, errors: Residuals) -> None:

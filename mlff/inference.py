@@ -9,7 +9,7 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from mlff.batch import AtomsBatch
-from mlff.errors import InputError, warn_once
+from mlff.errors import InputError, InputTypeError, warn_once
 from mlff.neighbors import check_distances, neighbor_list
 from mlff.potential import Potential, build_graph
 from mlff.properties import PROPERTIES
@@ -22,7 +22,7 @@ MIN_VOLUME = 1e-6
 def check_batch(
     potential: Potential, batch: AtomsBatch, *, strict: bool = False
 ) -> None:
-    """Refuse elements that were not in training; warn once about states that were not.
+    """Refuse elements not in training; warn once of unseen states and compositions.
 
     Args:
         potential: what has been trained.
@@ -30,9 +30,15 @@ def check_batch(
         strict: refuse unseen states too.
 
     Raises:
+        InputTypeError: not a potential, for example the name of one.
         InputError: an element outside training, a periodic system for a model without
             periodic meaning, or, if strict, an unseen state.
     """
+    if not isinstance(potential, Potential):
+        raise InputTypeError(
+            "`potential` must be a Potential, for example mlff.load('ch2'), "
+            f"got {type(potential).__name__}"
+        )
     trained = potential.info.elements
     unknown = sorted(set(batch.numbers.unique().tolist()) - set(trained))
     if unknown:
@@ -46,6 +52,7 @@ def check_batch(
             "this model's global attention has no periodic meaning (a supercell would "
             "not have the energy of its cells); train one with scope='local'"
         )
+    _warn_of_compositions(potential, batch)
     states = torch.stack((batch.charge, batch.multiplicity), 1).unique(dim=0).tolist()
     for charge, multiplicity in states:
         if (charge, multiplicity) in potential.info.states:
@@ -58,6 +65,19 @@ def check_batch(
         if strict:
             raise InputError(text)
         warn_once(text)
+
+
+def _warn_of_compositions(potential: Potential, batch: AtomsBatch) -> None:
+    """Warn once of molecules whose like was not in training: energies mean little."""
+    seen = potential.info.formulas
+    if not seen:
+        return
+    unseen = sorted(set(batch.formulas()) - set(seen))
+    if unseen:
+        warn_once(
+            f"{', '.join(unseen)}: not in the training data (seen: {', '.join(seen)}), "
+            "energies there are extrapolation"
+        )
 
 
 def predict(

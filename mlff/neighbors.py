@@ -27,31 +27,33 @@ MIN_DISTANCE = 1e-3
 #: Images of one atom within the cutoff beyond which a cell is refused.
 MAX_IMAGES = 1e5
 
-#: ``auto`` takes all pairs up to this many atoms. A chain of 30 atoms costs a model at
-#: most a tenth more that way than with a list of 5.5 Å, one of 42 atoms a third.
+#: ``auto`` takes all pairs up to this many atoms: a chain of 30 costs a model at most a
+#: tenth more that way than with a list of 5.5 Å, one of 42 a third.
 ALL_PAIRS_ATOMS = 32
 
-# ``auto`` takes all pairs only if the mean size is at least this part of the largest:
-# rows of the smaller systems are filled up to the largest.
+# ``auto`` takes all pairs only if the mean size is at least this part of the largest.
 _EVEN_SIZES = 0.7
 
-# Rows are filled up to one length if at most this part of the result is fill: a dense
-# layout then costs less than the indexed sums that it saves.
+# Rows are filled up to one length if at most this part of the result is fill.
 _MAX_FILL = 0.35
 
 # Bins of one cutoff that a box for matscipy may have: it allocates them all, and sorts
 # atoms beyond a free side of the box into the last bin, so that a smaller box is right.
 _MAX_BINS = 1e6
 
+# Bins of a box over the cube of those along its shortest side. vesin scales bins down
+# to 1e5, and divides by zero where fewer than about 3 are left along a side.
+_MAX_LOPSIDED = 1e5 / 3**3
+
 #: ``(positions, box, pbc, cutoff) -> (i, j, shift)`` for one complete box.
-BoxSearch = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor]]
+Pairs = tuple[Tensor, Tensor, Tensor]
+BoxSearch = Callable[[Tensor, Tensor, Tensor, float], Pairs]
 
 
 def all_pairs(batch: AtomsBatch, cutoff: float) -> Edges:
     """Return every pair of atoms inside each system, whatever the distance.
 
-    Depends on the sizes of the systems only. Rows are ``max_atoms - 1`` long; those of
-    smaller systems are filled. No host sync.
+    Rows are ``max_atoms - 1`` long, filled for smaller systems. No host sync.
 
     Args:
         batch: systems that are not periodic.
@@ -76,28 +78,22 @@ def all_pairs(batch: AtomsBatch, cutoff: float) -> Edges:
     if not batch.uniform:
         sizes = batch.counts()[batch.system]
         j = torch.where(other < sizes[:, None], j, i)
-    return Edges(
-        i=i.reshape(-1),
-        j=j.reshape(-1),
-        shift=None,
-        degree=degree,
-        has_fill=not batch.uniform,
-    )
+    i, j = i.reshape(-1), j.reshape(-1)
+    return Edges(i=i, j=j, shift=None, degree=degree, has_fill=not batch.uniform)
 
 
 def vesin(batch: AtomsBatch, cutoff: float) -> Edges:
     """Return the pairs within the cutoff, found by vesin's cell list.
 
-    All systems without periodic axes share one call; each periodic system has its own.
-    Runs where the batch is, CPU or GPU.
+    Runs where the batch is, CPU or GPU; a very thin or long box goes to matscipy.
 
     Args:
         batch: any systems.
         cutoff: largest distance of a pair, Å.
 
     Raises:
-        InputError: positions that are not finite or out of range, or a cell so small
-            that an atom has more than ``MAX_IMAGES`` images within the cutoff.
+        InputError: positions that are not finite or out of range, a cell so small that
+            an atom has more than ``MAX_IMAGES`` images within the cutoff, or too long.
     """
     return _by_boxes(batch, cutoff, _vesin_box)
 
@@ -139,8 +135,7 @@ class NeighborList:
     skin since. A displacement is the plain difference of positions: an atom that was
     wrapped into its cell has moved by a cell vector, so the shifts are renewed with
     it. Other atoms, another cell or other periodic axes are noticed by value, so
-    tensors may be changed in place. Elements do not matter to a list. All pairs depend
-    on nothing but the sizes of the systems and are kept as long as those stay.
+    tensors may be changed in place. All pairs depend on the sizes only.
     """
 
     def __init__(self, cutoff: float, skin: float = 0.5, backend: str = "auto") -> None:
@@ -197,16 +192,15 @@ class NeighborList:
             return False
         if self._any_positions:
             return True
-        same_axes = torch.equal(batch.pbc, self._pbc)
-        if not same_axes or (self._periodic and not batch.cell.equal(self._cell)):
+        same_cell = not self._periodic or batch.cell.equal(self._cell)
+        if not (same_cell and batch.pbc.equal(self._pbc)):
             return False
         moved = (batch.positions.detach() - self._positions).square().sum(dim=1)
         # Asked this way round, a position that is not a number forces a rebuild.
         return bool((moved <= (self.skin / 2) ** 2).all())
 
     def _same_layout(self, system: Tensor) -> bool:
-        # The same tensor, unwritten since, needs no look at its values: on a GPU that
-        # look would make the host wait in every step.
+        # A look at the values of a tensor on a GPU makes the host wait, in every step.
         if system is self._seen and 0 <= self._version == _version(system):
             return True
         known = self._system
@@ -276,9 +270,8 @@ def _by_boxes(batch: AtomsBatch, cutoff: float, search: BoxSearch) -> Edges:
             f"`positions` must be finite and within ±{MAX_COORDINATE:g} Å; not so for "
             f"atoms {bad.nonzero()[:5, 0].tolist()} of the batch"
         )
-    device = batch.system.device
-    i = [torch.empty(0, dtype=torch.int64, device=device)]
-    j, shift = [i[0]], [torch.empty(0, 3, dtype=torch.float64, device=device)]
+    i = [batch.system[:0]]
+    j, shift = [i[0]], [batch.positions[:0].detach()]
     for atoms, positions, cell, pbc in _boxes(batch, cutoff):
         positions, box = _complete(positions, cell, pbc, cutoff)
         local_i, local_j, local_shift = search(positions, box, pbc, cutoff)
@@ -296,8 +289,7 @@ def _boxes(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Yield the atoms, positions, cell and periodic axes of each box to search.
 
-    Systems without a periodic axis are lined up along x, farther apart than the
-    cutoff, and make one box; each of the others is a box.
+    Systems without a periodic axis make one box, lined up along x, beyond the cutoff.
     """
     periodic = batch.pbc.any(dim=1)
     free = (~periodic[batch.system]).nonzero()[:, 0]
@@ -329,9 +321,8 @@ def _complete(
 ) -> tuple[Tensor, Tensor]:
     """Put atoms into a box with three independent vectors.
 
-    What a cell holds along axes that are not periodic means nothing, and may be zero
-    or parallel to another vector: the box gets vectors at right angles to the
-    periodic ones there, long enough to enclose the atoms.
+    A cell vector that is not periodic means nothing, and may be zero: the box gets one
+    at right angles to the periodic ones there, long enough to enclose the atoms.
     """
     _, scale, axes = torch.linalg.svd(cell[pbc].cpu())
     images = float((2 * cutoff / scale + 1).prod())
@@ -350,9 +341,10 @@ def _complete(
     return positions - low @ across, box
 
 
-def _vesin_box(
-    positions: Tensor, box: Tensor, pbc: Tensor, cutoff: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def _vesin_box(positions: Tensor, box: Tensor, pbc: Tensor, cutoff: float) -> Pairs:
+    bins = _bins(box, cutoff)
+    if bins.prod() > _MAX_LOPSIDED * bins.min() ** 3:
+        return _matscipy_box(positions, box, pbc, cutoff)
     # On a GPU "auto" may mean brute force, which is limited to half the box. With one
     # thread the order of the pairs, and so the last digit of a sum, is reproducible.
     algorithm = "cell_list" if positions.is_cuda else "auto"
@@ -361,16 +353,24 @@ def _vesin_box(
     )
     # Views of what `search` owns; changing the types copies them.
     pairs, shift = search.compute(positions, box, pbc, "PS", copy=False)
-    pairs, shift = pairs.to(torch.int64), shift.to(torch.float64)
-    return pairs[:, 0], pairs[:, 1], shift
+    pairs = pairs.to(torch.int64)
+    return pairs[:, 0], pairs[:, 1], shift.to(torch.float64)
 
 
-def _matscipy_box(
-    positions: Tensor, box: Tensor, pbc: Tensor, cutoff: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    bins = (torch.linalg.vector_norm(box, dim=1) / cutoff).clamp(min=1.0).prod()
-    excess = (bins / _MAX_BINS).clamp(min=1.0)
-    box = torch.where(pbc[:, None], box, box * excess ** (-1 / 3))
+def _bins(box: Tensor, cutoff: float) -> Tensor:
+    """Bins of one cutoff between the faces of a box, (3,)."""
+    inverse_heights = torch.linalg.vector_norm(torch.linalg.inv(box), dim=0)
+    return (1.0 / (inverse_heights * cutoff)).clamp(min=1.0)
+
+
+def _matscipy_box(positions: Tensor, box: Tensor, pbc: Tensor, cutoff: float) -> Pairs:
+    excess = (_bins(box, cutoff).prod() / _MAX_BINS).clamp(min=1.0)
+    box = torch.where(pbc[:, None], box, box * excess ** (-1 / 2))
+    if _bins(box, cutoff).prod() > 10 * _MAX_BINS:
+        raise InputError(
+            f"`cell` is too long for a cutoff of {cutoff:g} Å: check the unit of the "
+            "cell vectors, or switch pbc off along the longest"
+        )
     geometry = {"positions": positions, "cell": box, "pbc": pbc}
     arrays = {name: tensor.cpu().numpy() for name, tensor in geometry.items()}
     result = matscipy_list("ijS", cutoff=cutoff, **arrays)

@@ -26,6 +26,9 @@ from mlff.tensorfile import load_tensors, save_tensors
 #: Version of the file format; files with a newer one are refused.
 FORMAT_VERSION = 1
 
+#: Compositions that a file lists at most.
+MAX_FORMULAS = 100
+
 _FORMAT = "mlff-potential"
 _UNITS = {"energy": "eV", "length": "Ang"}
 
@@ -40,6 +43,8 @@ class TrainingInfo:
     Attributes:
         elements: atomic numbers in the training data, ascending.
         states: (charge, multiplicity) pairs in the training data, ascending.
+        formulas: compositions in the training data, Hill notation, ascending; empty
+            if not recorded because there are more than :data:`MAX_FORMULAS`.
         level_of_theory: of the labels, e.g. ``"b3lyp5/cc-pvdz"``.
         provenance: data, split, settings and versions; JSON types.
         metrics: measured errors, units in their names; JSON types.
@@ -47,6 +52,7 @@ class TrainingInfo:
 
     elements: tuple[int, ...]
     states: tuple[tuple[int, int], ...]
+    formulas: tuple[str, ...] = ()
     level_of_theory: str = ""
     provenance: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -269,6 +275,7 @@ class Potential(nn.Module):
             content = dict(header["info"])
             content["elements"] = tuple(int(z) for z in content["elements"])
             content["states"] = tuple((int(q), int(m)) for q, m in content["states"])
+            content["formulas"] = tuple(map(str, content.get("formulas", ())))
             info = TrainingInfo(**content)
             with torch.random.fork_rng(devices=[]):  # fresh weights, soon replaced
                 return cls.build(header["config"]["model"], {}, info, dtype)

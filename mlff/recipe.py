@@ -15,7 +15,7 @@ from ase.data import atomic_numbers
 from mlff.config import from_table, read_toml
 from mlff.data import LabelKeys
 from mlff.device import DTYPES
-from mlff.errors import InputError
+from mlff.errors import InputError, InputTypeError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +63,12 @@ class DataConfig:
         unknown = sorted(set(self.references) - set(atomic_numbers))
         if unknown:
             raise InputError(f"`data.references` has unknown elements: {unknown}")
+        for symbol, energy in self.references.items():
+            name = f"data.references.{symbol}"
+            if isinstance(energy, bool) or not isinstance(energy, (int, float)):
+                raise InputTypeError(f"`{name}` must be a number, got {energy!r}")
+            if not math.isfinite(energy):
+                raise InputError(f"`{name}` must be finite, got {energy}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,8 +175,8 @@ class TrainConfig:
             raise InputError(
                 f"`dtype` must be one of {list(DTYPES)}, got {self.dtype!r}"
             )
-        if self.seed < 0:
-            raise InputError(f"`seed` must be at least 0, got {self.seed}")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"`seed` must lie in 0 … 2^63 - 1, got {self.seed}")
 
     @classmethod
     def load(cls, path: str | Path) -> "TrainConfig":

@@ -48,7 +48,7 @@ from mlff.evaluation import (
     summarise,
 )
 from mlff.inference import check_batch
-from mlff.potential import Potential, TrainingInfo
+from mlff.potential import MAX_FORMULAS, Potential, TrainingInfo
 from mlff.recipe import (
     DataConfig,
     TrainConfig,
@@ -69,7 +69,8 @@ __all__ = [
     "fit",
 ]
 
-_OUTPUTS = ("best.safetensors", "last.safetensors", "log.csv", "metrics.json")
+_WEIGHTS = ("best.safetensors", "last.safetensors")
+_OUTPUTS = (*_WEIGHTS, "log.csv", "loss.png", "metrics.json", "parity.png")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,8 +164,9 @@ def _claimed(out: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(f"`out`={out} is in use by another run") from error
-        for left_by_a_kill in out.glob(".*.part"):
-            left_by_a_kill.unlink()
+        for name in ("run.json", *_OUTPUTS):
+            for left_by_a_kill in out.glob(f".{name}.*.part"):
+                left_by_a_kill.unlink()
         yield
     finally:
         os.close(handle)
@@ -286,9 +288,11 @@ def _describe(out: Path, config: TrainConfig, parts: _Parts) -> TrainingInfo:
     else:
         content = {**provenance, "split": parts.split}
         write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
+    formulas = parts.train.batch.formulas()
     return TrainingInfo(
         elements=parts.train.elements,
         states=parts.train.states,
+        formulas=formulas if len(formulas) <= MAX_FORMULAS else (),
         level_of_theory=parts.train.level_of_theory,
         provenance=provenance,
     )

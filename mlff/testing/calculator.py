@@ -318,6 +318,10 @@ def check_calculator(
 ) -> list[str]:
     """Hold any ASE calculator to the contract.
 
+    For a network in single precision, on what it was trained for::
+
+        check_calculator(make, systems=[...], precision="float32")
+
     Args:
         factory: makes a new calculator.
         systems: at least two systems that it supports, periodic ones to have the stress

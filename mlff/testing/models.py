@@ -21,8 +21,10 @@ from ase.data import atomic_masses
 from torch import Tensor
 
 from mlff.batch import AtomsBatch
-from mlff.neighbors import BACKENDS, neighbor_list
-from mlff.potential import Potential
+from mlff.heads import EnergyHead
+from mlff.models import Representation
+from mlff.neighbors import neighbor_list
+from mlff.potential import Potential, TrainingInfo
 from mlff.testing.cases import TOLERANCES, evaluate, sample_systems
 
 # Velocity Verlet steps of 0.5 fs in the angular momentum check.
@@ -338,6 +340,13 @@ def _check_stress(potential: Potential, atoms: Atoms, stress: Tensor) -> None:
         _close(stress[row, column], numeric, allowed * scale, f"stress {row}{column}")
 
 
+def _with_head(model: Representation) -> Potential:
+    info = TrainingInfo(elements=(1, 6), states=((0, 1),))
+    dtype = next(model.parameters()).dtype
+    potential = Potential(model, {"energy": EnergyHead(model.n_features)}, {}, info)
+    return potential.to(dtype)
+
+
 #: The contract, in the order in which it is run.
 MODEL_CHECKS: tuple[Callable[[Potential], None], ...] = (
     translation,
@@ -358,11 +367,12 @@ MODEL_CHECKS: tuple[Callable[[Potential], None], ...] = (
 )
 
 
-def check_model(potential: Potential) -> list[str]:
-    """Hold a potential to the contract.
+def check_model(model: Potential | Representation) -> list[str]:
+    """Hold a model or a potential to the contract.
 
     Args:
-        potential: for carbon and hydrogen at least; random or trained weights.
+        model: a potential for carbon and hydrogen at least, random or trained weights;
+            or a model, which gets an energy head with random weights.
 
     Returns:
         The names of the checks that passed, all of them.
@@ -370,7 +380,7 @@ def check_model(potential: Potential) -> list[str]:
     Raises:
         AssertionError: naming the check, what was found and what is allowed.
     """
-    assert {"all_pairs", "matscipy"} <= BACKENDS.keys()
+    potential = model if isinstance(model, Potential) else _with_head(model)
     for check in MODEL_CHECKS:
         try:
             check(potential)

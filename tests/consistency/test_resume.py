@@ -135,13 +135,16 @@ def test_an_existing_run_is_not_overwritten(config):
         fit(config, resume=False, progress=False)
 
 
-def test_a_folder_with_results_of_something_else_is_not_touched(config):
+@pytest.mark.parametrize("name", ["best.safetensors", "parity.png"])
+def test_a_folder_with_results_of_something_else_is_not_touched(config, name):
     out = Path(config.out)
     out.mkdir()
-    (out / "best.safetensors").write_bytes(b"precious")
-    with pytest.raises(InputError, match=r"best\.safetensors.* of something else"):
+    for file in (name, ".film.part"):
+        (out / file).write_bytes(b"precious")
+    with pytest.raises(InputError, match=rf"{name}.* of something else"):
         fit(config, progress=False)
-    assert (out / "best.safetensors").read_bytes() == b"precious"
+    for file in (name, ".film.part"):
+        assert (out / file).read_bytes() == b"precious"
 
 
 def test_a_folder_in_use_is_refused(config):

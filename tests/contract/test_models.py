@@ -8,7 +8,7 @@ from ase import Atoms
 from torch import nn
 
 from mlff.heads import EnergyHead
-from mlff.models import MODELS, Features, Representation
+from mlff.models import MODELS, Features, Representation, build_model
 from mlff.nn.attention import ACTIVATIONS
 from mlff.nn.segments import edge_sum
 from mlff.potential import Potential, TrainingInfo
@@ -51,6 +51,11 @@ def test_every_registered_model_keeps_the_contract(name, dtype):
     options = {"name": name, **(SMALL if name == "cmret" else {})}
     potential = Potential.build(options, REFERENCES, INFO, dtype)
     assert len(check_model(potential)) == len(contract.MODEL_CHECKS)
+
+
+def test_a_model_alone_can_be_checked():
+    torch.manual_seed(0)
+    assert check_model(build_model("cmret", **SMALL).double())
 
 
 @pytest.mark.parametrize("options", VARIANTS, ids=str)

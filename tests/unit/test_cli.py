@@ -289,6 +289,19 @@ def test_evaluate_prints_a_line_per_state_and_writes_what_it_is_told(
     assert main([*command, "--force"]) == 0
 
 
+@pytest.mark.parametrize(
+    ("option", "name", "message"),
+    [("--out", "none/a.json", "no folder"), ("--plot", "a.foo", "must end in one of")],
+)
+def test_evaluate_refuses_before_the_work_what_it_could_not_write_after_it(
+    model, toy, tmp_path, capsys, option, name, message
+):
+    assert main(["evaluate", str(model), str(toy), option, str(tmp_path / name)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+
+
 def test_evaluate_takes_keys_and_units(model, toy, tmp_path, capsys):
     command = ["evaluate", str(model), str(toy), "--out", str(tmp_path / "a.json")]
     assert main([*command, "--energy-unit", "kcal/mol", "--trust-labels"]) == 0

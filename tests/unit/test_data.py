@@ -80,6 +80,12 @@ def test_partial_labels_are_an_error_with_their_count(frames):
         label_dataset(frames)
 
 
+def test_labels_that_are_text_are_an_error_with_their_frame(frames):
+    frames[3].info["REF_energy"] = "abc"
+    with pytest.raises(DataError, match="frame 3: `REF_energy` must be numbers"):
+        label_dataset(frames)
+
+
 # Units and signs
 
 KCAL, HA = 1 / units.KCAL_PER_MOL, 1 / units.HARTREE

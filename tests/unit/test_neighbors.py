@@ -267,3 +267,38 @@ def test_building_a_list_leaves_the_state_of_torch_alone():
     neighbor_list(batch, 3.0)
     after = (torch.is_grad_enabled(), torch.get_num_threads(), torch.initial_seed())
     assert before == after
+
+
+@pytest.mark.parametrize(
+    ("cell", "pbc", "far"),
+    [
+        ((10, 10, 1e5), True, (0, 0, 0)),
+        ((10, 10, 10), (True, True, False), (0, 0, 9e5)),
+        ((2, 9, 9), (True, False, False), (0, 4e5, 0)),
+        ((9, 9, 9), False, (9e5, 0, 0)),
+        ((9, 9, 9), False, (9e5, 9e5, 0)),
+        ((9, 9, 9), False, (1e4, 1e4, 0)),
+    ],
+)
+@pytest.mark.parametrize("backend", CELL_LISTS)
+def test_empty_space_does_not_change_a_list_however_much_there_is(
+    backend, cell, pbc, far
+):
+    def lengths(most):
+        near = 2.0 * np.random.default_rng(0).random((7, 3))
+        gone = near[0] + np.minimum(far, most)
+        sides = np.minimum(cell, most)
+        atoms = Atoms("He8", np.vstack([near, gone + 0.1]), cell=sides, pbc=pbc)
+        batch = batch_of([atoms, atoms])
+        edges = neighbor_list(batch, 1.5, backend)
+        found = edge_vectors(batch, edges).norm(dim=1)
+        return sorted(found[found > 0].tolist())
+
+    assert len(lengths(30)) >= 40
+    assert lengths(1e6) == pytest.approx(lengths(30))
+
+
+def test_a_cell_with_too_many_bins_is_refused():
+    atoms = Atoms("He2", [[0, 0, 0], [1, 1, 1]], cell=[9, 9, 1e9], pbc=True)
+    with pytest.raises(InputError, match="too long for a cutoff"):
+        neighbor_list(batch_of([atoms, atoms]), 5.0)

@@ -11,7 +11,7 @@ from ase import Atoms
 from ase.build import molecule
 
 import mlff
-from mlff.errors import InputError, MlffWarning, ModelFileError
+from mlff.errors import InputError, InputTypeError, MlffWarning, ModelFileError
 from mlff.inference import check_batch, predict
 from mlff.models import build_model
 from mlff.neighbors import neighbor_list
@@ -133,6 +133,14 @@ def test_a_training_state_is_not_a_potential(tmp_path):
 def test_unknown_names_list_what_is_shipped():
     with pytest.raises(ModelFileError, match="shipped"):
         load("no-such-model")
+    with pytest.raises(ModelFileError, match="shipped"):
+        load("a" * 5000)
+
+
+@pytest.mark.parametrize("name", [None, 3, b"ch2", ["ch2"]])
+def test_what_cannot_name_a_model_is_refused(name):
+    with pytest.raises(InputTypeError, match="must be a name or a path"):
+        load(name)
 
 
 def test_unknown_model_and_option_name_the_known_ones():
@@ -274,3 +282,22 @@ def test_global_state_of_torch_is_left_alone(potential):
     assert before[:3] == after[:3]
     assert torch.equal(before[3], after[3])
     assert before[4] == after[4]
+
+
+def test_a_name_in_place_of_a_potential_is_refused_with_the_cure():
+    with pytest.raises(InputTypeError, match=r"mlff\.load"):
+        predict("ch2", sample_systems())
+
+
+def test_compositions_outside_training_are_warned_about_once():
+    """Elements and states alone do not make a prediction: references come from sums."""
+    info = dataclasses.replace(INFO, formulas=("CH2",))
+    options = {"name": "cmret", "n_features": 8, "n_layers": 1}
+    potential = Potential.build(options, {}, info)
+    systems = [molecule("CH4"), molecule("C2H4"), molecule("CH4"), molecule("C2H2")]
+    with pytest.warns(MlffWarning, match=r"C2H2, C2H4, CH4: not in .*seen: CH2"):
+        predict(potential, systems, charge=0, spin=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        predict(potential, systems, charge=0, spin=1)
+        predict(potential, [molecule("CH2_s1A1d")], charge=0, spin=1)

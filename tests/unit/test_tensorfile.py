@@ -120,6 +120,8 @@ def test_every_damage_is_a_typed_error(path):
                 b"\0\0\0\0",
             )
         ),
+        resealed(raw({"__metadata__": [{"sha256": "0" * 64}]}, b"")),
+        resealed(raw({"__metadata__": {"header": 3, "sha256": "0" * 64}}, b"")),
     ],
     ids=[
         "empty",
@@ -132,6 +134,8 @@ def test_every_damage_is_a_typed_error(path):
         "key twice",
         "nested too deep",
         "tensor larger than the file",
+        "metadata is a list",
+        "header is a number",
     ],
 )
 def test_hostile_files_are_refused(tmp_path, content):
