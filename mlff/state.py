@@ -90,14 +90,22 @@ def _from_sum(array: np.ndarray[Any, Any], name: str, key: str) -> int:
     return round(total)
 
 
-def _charge_sources(atoms: Atoms, explicit: Any) -> dict[str, int]:
+def _stated(
+    atoms: Atoms, explicit: Any, argument: str, keys: tuple[str, ...]
+) -> dict[str, int]:
+    """What the argument and ``atoms.info`` say, by where it is said."""
     found = {}
     if explicit is not None:
-        found["argument charge"] = as_integer(explicit, "charge")
-    for key in CHARGE_KEYS:
+        found[f"argument {argument}"] = as_integer(explicit, argument)
+    for key in keys:
         if atoms.info.get(key) is not None:
             name = f"atoms.info[{key!r}]"
             found[name] = as_integer(atoms.info[key], name)
+    return found
+
+
+def _charge_sources(atoms: Atoms, explicit: Any) -> dict[str, int]:
+    found = _stated(atoms, explicit, "charge", CHARGE_KEYS)
     if atoms.has("initial_charges"):
         found["sum of initial_charges"] = _from_sum(
             atoms.get_initial_charges(), "initial_charges", "charge"
@@ -106,13 +114,7 @@ def _charge_sources(atoms: Atoms, explicit: Any) -> dict[str, int]:
 
 
 def _spin_sources(atoms: Atoms, explicit: Any) -> dict[str, int]:
-    found = {}
-    if explicit is not None:
-        found["argument spin"] = as_integer(explicit, "spin")
-    for key in SPIN_KEYS:
-        if atoms.info.get(key) is not None:
-            name = f"atoms.info[{key!r}]"
-            found[name] = as_integer(atoms.info[key], name)
+    found = _stated(atoms, explicit, "spin", SPIN_KEYS)
     if atoms.info.get(LEGACY_SPIN_KEY) is not None:
         name = f"2·atoms.info[{LEGACY_SPIN_KEY!r}]"
         doubled = 2 * _number(atoms.info[LEGACY_SPIN_KEY], name)

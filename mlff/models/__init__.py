@@ -6,12 +6,10 @@ from typing import Any
 
 from mlff.errors import InputError
 from mlff.models.base import Features, Representation
-from mlff.models.cmret import CMRET, CMRETConfig
+from mlff.models.cmret import CMRET
 
-#: Name → (model, its configuration). Adding a model is one line here.
-MODELS: dict[str, tuple[type[Representation], type[Any]]] = {
-    "cmret": (CMRET, CMRETConfig),
-}
+#: Every model, by name. Adding one is a line here.
+MODELS: dict[str, type[Representation]] = {"cmret": CMRET}
 
 __all__ = ["MODELS", "Features", "Representation", "build_model"]
 
@@ -28,8 +26,8 @@ def build_model(name: str, **options: Any) -> Representation:
     """
     if name not in MODELS:
         raise InputError(f"`name` must be one of {sorted(MODELS)}, got {name!r}")
-    model, configuration = MODELS[name]
-    known = [f.name for f in dataclasses.fields(configuration)]
+    model = MODELS[name]
+    known = [f.name for f in dataclasses.fields(model.Config)]
     for option in options:
         if option not in known:
             close = difflib.get_close_matches(option, known, n=1)
@@ -37,5 +35,4 @@ def build_model(name: str, **options: Any) -> Representation:
             raise InputError(
                 f"model {name!r} has no option {option!r}{hint} It has {known}"
             )
-    built: Representation = model(configuration(**options))
-    return built
+    return model(model.Config(**options))

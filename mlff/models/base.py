@@ -6,7 +6,7 @@ it is additive; :mod:`mlff.testing` holds it to what it declares.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -29,9 +29,10 @@ class Features:
 
 
 class Representation(nn.Module, ABC):
-    """A model.
+    """A model, built from one frozen dataclass of options.
 
     Attributes:
+        Config: that dataclass; it checks its values.
         cutoff: edges longer than this contribute exactly nothing, Å.
         n_features: width F of its features.
         symmetry: ``"O3"``, ``"SO3"`` (mirror images may differ), or ``"broken"`` (a
@@ -42,12 +43,17 @@ class Representation(nn.Module, ABC):
             energy of its own.
     """
 
+    Config: ClassVar[type[Any]]
     cutoff: float
     n_features: int
     symmetry: str
     additive: bool
     supports_periodic: bool
     resolves_states: bool
+
+    @abstractmethod
+    def __init__(self, config: Any) -> None:
+        super().__init__()
 
     @property
     @abstractmethod

@@ -211,8 +211,10 @@ class CMRET(Representation):
         config: options.
     """
 
+    Config = CMRETConfig
+
     def __init__(self, config: CMRETConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         self._config = config
         self.cutoff = float(config.cutoff)
         self.n_features = config.n_features

@@ -1,6 +1,8 @@
 """Every registered model and every variant of CMRET is held to the contract; every
 check is shown to fail on a model that breaks just that promise."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -76,6 +78,7 @@ def test_the_papers_charge_vector_breaks_rotation_and_merges_states():
 class Toy(Representation):
     """An honest pair model, to be broken in one place at a time."""
 
+    Config = dataclasses.make_dataclass("NoOptions", [], frozen=True)
     cutoff = 5.0
     n_features = 4
     symmetry = "O3"
@@ -83,8 +86,8 @@ class Toy(Representation):
     supports_periodic = True
     resolves_states = True
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self, config=None):
+        super().__init__(config)
         self.weight = nn.Parameter(torch.tensor([1.0, -0.7, 0.4, 0.2]))
 
     @property
@@ -207,8 +210,8 @@ class MovesAtoms(Toy):
 
 
 class ForgetsOnSaving(Toy):
-    def __init__(self):
-        super().__init__()
+    def __init__(self, config=None):
+        super().__init__(config)
         self.register_buffer("scale", torch.rand(1), persistent=False)
 
     def site(self, graph, sums):
@@ -259,18 +262,9 @@ def registered(monkeypatch):
     """Make toys loadable under the name in their configuration."""
 
     def register(model):
-        monkeypatch.setitem(MODELS, "toy", (lambda _: model(), _NoOptions))
+        monkeypatch.setitem(MODELS, "toy", model)
 
     return register
-
-
-def _no_options():
-    import dataclasses
-
-    return dataclasses.make_dataclass("NoOptions", [], frozen=True)
-
-
-_NoOptions = _no_options()
 
 
 def test_the_honest_toy_passes_every_check(registered):
