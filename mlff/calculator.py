@@ -30,7 +30,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from mlff.batch import AtomsBatch, Edges, check_geometry
-from mlff.device import check_device, check_dtype
+from mlff.device import check_device, check_dtype, exact
 from mlff.errors import InputError, InputTypeError, MlffError, warn_once
 from mlff.inference import MIN_VOLUME, check_batch
 from mlff.neighbors import NeighborList, check_distances
@@ -246,9 +246,7 @@ class MLFFCalculator(Calculator):
         _check_momenta(atoms)
         check_geometry(atoms)
         found = _Input.of(atoms, self._read_state(atoms))
-        # The caller may have switched gradients off, or rounding to 16 bits on.
-        place = self.potential.device.type
-        with torch.inference_mode(mode=False), torch.autocast(place, enabled=False):
+        with exact(self.potential.device):
             batch, edges = self._graph(atoms, found)
             results = evaluate(self.potential, batch, edges)
         super().calculate(atoms, properties, system_changes)

@@ -1,5 +1,8 @@
 """Devices and precisions that can be had; nothing is silently replaced by another."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from mlff.errors import InputError
@@ -41,3 +44,13 @@ def check_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
             "not resolve forces"
         )
     return found
+
+
+@contextmanager
+def exact(device: torch.device) -> Iterator[None]:
+    """Undo what a caller may have switched on: inference mode and lower precision."""
+    with (
+        torch.inference_mode(mode=False),
+        torch.autocast(device.type, enabled=False),
+    ):
+        yield

@@ -9,6 +9,7 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from mlff.batch import AtomsBatch
+from mlff.device import exact
 from mlff.errors import InputError, InputTypeError, warn_once
 from mlff.neighbors import check_distances, neighbor_list
 from mlff.potential import Potential, build_graph
@@ -17,6 +18,10 @@ from mlff.state import State
 
 #: A cell flatter than this has no stress, Å³: slabs and wires with a zero vector.
 MIN_VOLUME = 1e-6
+
+_NOT_A_POTENTIAL = (
+    "`potential` must be a Potential, for example mlff.load('ch2'), got {}"
+)
 
 
 def check_batch(
@@ -35,10 +40,7 @@ def check_batch(
             periodic meaning, or, if strict, an unseen state.
     """
     if not isinstance(potential, Potential):
-        raise InputTypeError(
-            "`potential` must be a Potential, for example mlff.load('ch2'), "
-            f"got {type(potential).__name__}"
-        )
+        raise InputTypeError(_NOT_A_POTENTIAL.format(type(potential).__name__))
     trained = potential.info.elements
     unknown = sorted(set(batch.numbers.unique().tolist()) - set(trained))
     if unknown:
@@ -106,17 +108,31 @@ def predict(
     Raises:
         InputError: whatever is wrong with a system, its index named.
     """
-    whole = AtomsBatch.from_atoms(systems, charge, spin)
-    check_batch(potential, whole)
-    if "stress" in properties:
-        _check_volumes(whole)
-    results: list[dict[str, Any]] = [{} for _ in systems]
-    for chosen in _chunks([len(a) for a in systems], max_atoms_per_call):
+    if not isinstance(potential, Potential):
+        raise InputTypeError(_NOT_A_POTENTIAL.format(type(potential).__name__))
+    with exact(potential.device):
+        whole = AtomsBatch.from_atoms(systems, charge, spin)
+        check_batch(potential, whole)
+        if "stress" in properties:
+            _check_volumes(whole)
+        sizes = [len(atoms) for atoms in systems]
+        return _evaluate_parts(potential, whole, properties, sizes, max_atoms_per_call)
+
+
+def _evaluate_parts(
+    potential: Potential,
+    whole: AtomsBatch,
+    properties: Sequence[str],
+    sizes: list[int],
+    max_atoms_per_call: int,
+) -> list[dict[str, Any]]:
+    results: list[dict[str, Any]] = [{} for _ in sizes]
+    for chosen in _chunks(sizes, max_atoms_per_call):
         batch = whole.select(chosen).to(potential.device)
         edges = neighbor_list(batch, potential.cutoff)
         check_distances(edges, build_graph(batch, edges, torch.float64).distances)
         out = potential(batch, edges, properties)
-        offsets = np.cumsum([len(systems[index]) for index in chosen])[:-1]
+        offsets = np.cumsum([sizes[index] for index in chosen])[:-1]
         for name, value in out.items():
             array = value.cpu().numpy()
             per_atom = PROPERTIES[name].per == "atom"

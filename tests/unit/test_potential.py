@@ -301,3 +301,17 @@ def test_compositions_outside_training_are_warned_about_once():
         warnings.simplefilter("error")
         predict(potential, systems, charge=0, spin=1)
         predict(potential, [molecule("CH2_s1A1d")], charge=0, spin=1)
+
+
+def test_modes_that_the_caller_switched_on_change_nothing(potential):
+    expected = predict(potential, sample_systems())
+    for mode in (
+        torch.inference_mode(),
+        torch.no_grad(),
+        torch.autocast("cpu", dtype=torch.bfloat16),
+    ):
+        with mode:
+            found = predict(potential, sample_systems())
+        for one, other in zip(found, expected, strict=True):
+            assert one["energy"] == other["energy"]
+            np.testing.assert_array_equal(one["forces"], other["forces"])
