@@ -160,6 +160,13 @@ class AtomsBatch:
         )
         return zeros.index_add(0, self.system, torch.ones_like(self.system))
 
+    def total(self, values: Tensor) -> Tensor:
+        """Sum values of atoms over each system, (n_atoms, …) → (n_systems, …)."""
+        if self.uniform:
+            return values.unflatten(0, (self.n_systems, self.max_atoms)).sum(1)
+        zeros = values.new_zeros((self.n_systems, *values.shape[1:]))
+        return zeros.index_add(0, self.system, values)
+
     def formulas(self) -> tuple[str, ...]:
         """Distinct compositions, Hill notation, ascending: ``("CH2", "H2O")``."""
         counts = torch.zeros(self.n_systems, 119, dtype=torch.int64)

@@ -7,11 +7,13 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.data import chemical_symbols
+from torch import Tensor
 
-from mlff.batch import AtomsBatch
+from mlff.batch import AtomsBatch, Edges
 from mlff.device import exact
 from mlff.errors import InputError, InputTypeError, warn_once
-from mlff.neighbors import check_distances, neighbor_list
+from mlff.forcefield.parts import Parts
+from mlff.neighbors import check_distances
 from mlff.potential import Potential, build_graph
 from mlff.properties import PROPERTIES
 from mlff.state import State
@@ -89,7 +91,7 @@ def predict(
     *,
     charge: Any = None,
     spin: Any = None,
-    max_atoms_per_call: int = 3000,
+    max_atoms_per_call: int | None = None,
 ) -> list[dict[str, Any]]:
     """Evaluate many systems, batched.
 
@@ -99,7 +101,8 @@ def predict(
         properties: names from :attr:`Potential.properties`.
         charge: total charge, e: one for all or one per system.
         spin: multiplicity 2S+1, likewise.
-        max_atoms_per_call: bound on the memory of one call; a larger system goes alone.
+        max_atoms_per_call: bound of the systems that share a call, besides the one by
+            memory; a larger system goes alone.
 
     Returns:
         One dict per system, in order: ``energy`` (float, eV), ``forces`` (n_atoms, 3),
@@ -115,30 +118,24 @@ def predict(
         check_batch(potential, whole)
         if "stress" in properties:
             _check_volumes(whole)
-        sizes = [len(atoms) for atoms in systems]
-        return _evaluate_parts(potential, whole, properties, sizes, max_atoms_per_call)
+        batch = whole.to(potential.device)
+        parts = Parts(potential, batch, properties, max_atoms=max_atoms_per_call)
+
+        def call(part: AtomsBatch, edges: Edges) -> dict[str, Tensor]:
+            check_distances(edges, build_graph(part, edges, torch.float64).distances)
+            return potential(part, edges, properties)
+
+        return _by_system(parts.evaluate(batch, call), [len(a) for a in systems])
 
 
-def _evaluate_parts(
-    potential: Potential,
-    whole: AtomsBatch,
-    properties: Sequence[str],
-    sizes: list[int],
-    max_atoms_per_call: int,
-) -> list[dict[str, Any]]:
+def _by_system(out: dict[str, Tensor], sizes: list[int]) -> list[dict[str, Any]]:
     results: list[dict[str, Any]] = [{} for _ in sizes]
-    for chosen in _chunks(sizes, max_atoms_per_call):
-        batch = whole.select(chosen).to(potential.device)
-        edges = neighbor_list(batch, potential.cutoff)
-        check_distances(edges, build_graph(batch, edges, torch.float64).distances)
-        out = potential(batch, edges, properties)
-        offsets = np.cumsum([sizes[index] for index in chosen])[:-1]
-        for name, value in out.items():
-            array = value.cpu().numpy()
-            per_atom = PROPERTIES[name].per == "atom"
-            parts = np.split(array, offsets) if per_atom else list(array)
-            for index, part in zip(chosen, parts, strict=True):
-                results[index][name] = float(part) if part.ndim == 0 else part.copy()
+    for name, value in out.items():
+        array = value.cpu().numpy()
+        per_atom = PROPERTIES[name].per == "atom"
+        rows = np.split(array, np.cumsum(sizes)[:-1]) if per_atom else list(array)
+        for result, row in zip(results, rows, strict=True):
+            result[name] = float(row) if row.ndim == 0 else row.copy()
     return results
 
 
@@ -150,16 +147,3 @@ def _check_volumes(batch: AtomsBatch) -> None:
             "`properties` asks for stress, which needs a periodic system whose cell "
             f"has a volume; not so for systems {bad[:5]}"
         )
-
-
-def _chunks(sizes: list[int], limit: int) -> list[list[int]]:
-    """Indices grouped by like size, each group within a number of atoms."""
-    groups: list[list[int]] = []
-    filled = limit + 1
-    for index in sorted(range(len(sizes)), key=lambda k: sizes[k]):
-        if filled + sizes[index] > limit:
-            groups.append([])
-            filled = 0
-        groups[-1].append(index)
-        filled += sizes[index]
-    return groups

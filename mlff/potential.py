@@ -45,6 +45,8 @@ class TrainingInfo:
         states: (charge, multiplicity) pairs in the training data, ascending.
         formulas: compositions in the training data, Hill notation, ascending; empty
             if not recorded because there are more than :data:`MAX_FORMULAS`.
+        region: distances (Å) and angles (degrees) in the training data, smallest and
+            largest by elements, see :class:`mlff.region.Region`; empty if not recorded.
         level_of_theory: of the labels, e.g. ``"b3lyp5/cc-pvdz"``.
         provenance: data, split, settings and versions; JSON types.
         metrics: measured errors, units in their names; JSON types.
@@ -53,6 +55,7 @@ class TrainingInfo:
     elements: tuple[int, ...]
     states: tuple[tuple[int, int], ...]
     formulas: tuple[str, ...] = ()
+    region: dict[str, tuple[float, float]] = field(default_factory=dict)
     level_of_theory: str = ""
     provenance: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -276,6 +279,10 @@ class Potential(nn.Module):
             content["elements"] = tuple(int(z) for z in content["elements"])
             content["states"] = tuple((int(q), int(m)) for q, m in content["states"])
             content["formulas"] = tuple(map(str, content.get("formulas", ())))
+            region = dict(content.get("region", {}))
+            content["region"] = {
+                k: (float(a), float(b)) for k, (a, b) in region.items()
+            }
             info = TrainingInfo(**content)
             with torch.random.fork_rng(devices=[]):  # fresh weights, soon replaced
                 return cls.build(header["config"]["model"], {}, info, dtype)

@@ -7,6 +7,7 @@ the step, so that nothing else needs to be kept to continue bit for bit.
 
 import copy
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from mlff.errors import InputError, MlffError
 from mlff.evaluation import all_residuals, residuals
 from mlff.potential import Potential, TrainingInfo
 from mlff.recipe import TrainConfig, ema_decay, learning_rate
+from mlff.region import Region
 from mlff.tensorfile import load_tensors, save_tensors
 
 _FORMAT = "mlff-training"
@@ -36,7 +38,7 @@ class Trainer:
         config: the run.
         train: systems to learn from, on the device to train on.
         references: energy of each element, eV, by atomic number.
-        info: what the model file will say.
+        info: what the model file will say; its region is measured here.
 
     Attributes:
         potential: the weights that are being trained.
@@ -62,6 +64,8 @@ class Trainer:
             self.potential = Potential.build(
                 config.model, references, info, DTYPES[config.dtype]
             ).to(train.energy.device)
+        region = Region.from_batch(train.batch, self.potential.cutoff)
+        self.potential.info = replace(info, region=region.to_json())
         self.average = copy.deepcopy(self.potential).eval().requires_grad_(False)
         self._weights = list(self.potential.parameters())
         self._means = list(self.average.parameters())

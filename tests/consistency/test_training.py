@@ -20,6 +20,7 @@ from mlff.errors import DataError, InputError, MlffWarning
 from mlff.evaluation import Residuals
 from mlff.potential import Potential
 from mlff.recipe import ema_decay, learning_rate
+from mlff.region import Region
 from mlff.state import set_state
 from mlff.testing.labelled import label_toy, labelled_frames
 from mlff.train import TrainConfig, TrainingConfig, TrainingDiverged, fit
@@ -136,6 +137,10 @@ def test_training_learns_and_leaves_a_potential_with_its_history(config):
     run = json.loads((out / "run.json").read_text())
     assert len(run["split"]["indices"]["train"]) == 24
     assert run["split"]["hash"] == loaded.info.provenance["split"]["hash"]
+    learned_from = data.select(run["split"]["indices"]["train"]).batch
+    assert Region.from_json(loaded.info.region, loaded.cutoff) == Region.from_batch(
+        learned_from, loaded.cutoff
+    )
     rows = list(csv.DictReader((out / "log.csv").read_text().splitlines()))
     assert [int(row["epoch"]) for row in rows] == list(range(5, 61, 5))
     best = min(rows, key=lambda row: float(row["validation_loss"]))

@@ -15,6 +15,7 @@ from ase.optimize import BFGS
 import mlff
 from mlff.demo import STATES, methylene
 from mlff.potential import shipped
+from mlff.region import Region
 from mlff.testing import check_calculator, check_model
 
 ROOT = Path(__file__).parents[2]
@@ -69,6 +70,32 @@ def test_the_file_says_what_the_weights_have_seen():
     assert info.states == ((0, 1), (0, 3))
     assert info.level_of_theory == "b3lyp5/cc-pvdz"
     assert info.provenance["sizes"]["train"] > 1000
+
+
+def test_the_file_records_the_region_of_its_own_training(labels):
+    """Within its margins the errors are below 1 kcal/mol; beyond they are not."""
+    potential = mlff.load("ch2")
+    recorded = potential.info.region
+    sizes = {(0.95, 1.2): ("C-H", "H-C"), (90.0, 140.0): ("H-C-H",)}
+    for limits, names in sizes.items():
+        assert all(recorded[name] == pytest.approx(limits) for name in names)
+    region = Region.from_json(recorded, potential.cutoff)
+    whole = Region.from_batch(mlff.AtomsBatch.from_atoms(labels), potential.cutoff)
+    for key, limits in whole.ranges.items():
+        assert region.ranges[key] == pytest.approx(limits, abs=0.02)
+    frames = read(ROOT / "data_gen" / "ch2_surface.xyz", ":", format="extxyz")
+    reasons = region.reasons(mlff.AtomsBatch.from_atoms(frames))
+    out = mlff.predict(potential, frames, ("energy",))
+    errors = np.array(
+        [
+            abs(o["energy"] - a.info["REF_energy"])
+            for o, a in zip(out, frames, strict=True)
+        ]
+    )
+    inside = np.array([not text for text in reasons])
+    assert inside.sum() > 700
+    assert errors[inside].max() < 0.043
+    assert errors[~inside].max() > 0.5
 
 
 def test_the_file_is_small_and_has_a_card():
