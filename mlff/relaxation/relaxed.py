@@ -1,0 +1,220 @@
+"""What relaxations give, and the file that keeps it while others still run."""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from torch import Tensor
+
+from mlff.batch import AtomsBatch
+from mlff.errors import InputError
+from mlff.relaxation.framelog import FrameLog
+from mlff.start import digest
+
+Array = np.ndarray[Any, Any]
+
+# Keys in ``info`` of a frame in the file.
+_SYSTEM, _KEY = "relax_system", "relax_input"
+_STEPS, _FMAX, _CONVERGED = "relax_steps", "relax_fmax", "relax_converged"
+_REASON = "relax_reason"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relaxed:
+    """How the relaxation of one system ended.
+
+    Attributes:
+        atoms: copy of the input at its last good geometry; constraints and ``info`` are
+            kept, charge and spin are written into it, energy and forces are attached
+            (not if there never was a finite energy).
+        energy: eV; nan if there never was a finite one.
+        fmax: largest force on an atom that may move, eV/Å; likewise.
+        n_steps: steps made, refused ones included.
+        converged: whether ``fmax`` is below the one asked for.
+        reason: why not; empty if it is.
+    """
+
+    atoms: Atoms
+    energy: float
+    fmax: float
+    n_steps: int
+    converged: bool
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Landing:
+    """A system that has finished, as arrays.
+
+    Attributes:
+        system: its index.
+        positions: (n_atoms, 3), Å.
+        forces: on all atoms, (n_atoms, 3), eV/Å.
+        energy: eV; not finite if there never was one.
+        fmax: largest force on an atom that may move, eV/Å.
+        n_steps: steps made.
+        reason: why it has not converged; empty if it has.
+    """
+
+    system: int
+    positions: Array
+    forces: Array
+    energy: float
+    fmax: float
+    n_steps: int
+    reason: str
+
+
+class Results:
+    """Collects what has finished, in memory and, if there is one, in a file.
+
+    Args:
+        systems: all systems; not modified.
+        batch: the same on the CPU.
+        mobile: atoms that may move, (n_atoms,), bool.
+    """
+
+    def __init__(
+        self, systems: Sequence[Atoms], batch: AtomsBatch, mobile: Tensor
+    ) -> None:
+        self._systems, self._batch, self._mobile = systems, batch, mobile
+        self._states = list(
+            zip(batch.charge.tolist(), batch.multiplicity.tolist(), strict=True)
+        )
+        self._found: dict[int, Relaxed] = {}
+        self._log: FrameLog | None = None
+        self._keys: list[str] = []
+
+    def record(self, log: FrameLog, settings: str) -> None:
+        """Take what a file holds, and write to it what finishes from now on.
+
+        Args:
+            log: the file, open.
+            settings: all that a result depends on beside its system.
+
+        Raises:
+            InputError: the file is of other systems or settings, or cannot hold a
+                system.
+        """
+        self._log, self._keys = log, self._all_keys(settings)
+        for frame in log.frames:
+            index = int(frame.info.get(_SYSTEM, -1))
+            known = 0 <= index < len(self._keys)
+            if not known or frame.info.get(_KEY) != self._keys[index]:
+                raise InputError(
+                    f"{log.path} is of other systems or other settings: only the same "
+                    "relaxation can be resumed; give what it began with, or write "
+                    "elsewhere"
+                )
+            self._found[index] = self._relaxed(_landing(index, frame))
+        for index, atoms in enumerate(self._systems):
+            log.check(_without_results(atoms), f"system {index}")
+
+    def missing(self) -> list[int]:
+        """Return the systems that have not finished, ascending."""
+        return [k for k in range(len(self._systems)) if k not in self._found]
+
+    def add(self, landings: Sequence[Landing]) -> None:
+        """Keep what has finished; if there is a file, it is on the disk then."""
+        for landing in landings:
+            self._found[landing.system] = self._relaxed(landing)
+        if self._log is not None and landings:
+            self._log.append([self._frame(landing.system) for landing in landings])
+
+    def ordered(self) -> list[Relaxed]:
+        """Return all results in the order of the systems."""
+        return [self._found[k] for k in range(len(self._systems))]
+
+    @property
+    def n_finished(self) -> int:
+        """How many have finished."""
+        return len(self._found)
+
+    @property
+    def n_converged(self) -> int:
+        """How many have converged."""
+        return sum(one.converged for one in self._found.values())
+
+    def _relaxed(self, landing: Landing) -> Relaxed:
+        atoms = self._systems[landing.system].copy()
+        atoms.set_positions(landing.positions, apply_constraint=False)
+        charge, spin = self._states[landing.system]
+        atoms.info.update(charge=charge, spin=spin)
+        energy, fmax = landing.energy, landing.fmax
+        if math.isfinite(energy):
+            atoms.calc = SinglePointCalculator(
+                atoms, energy=energy, free_energy=energy, forces=landing.forces
+            )
+        else:
+            energy = fmax = math.nan
+        return Relaxed(
+            atoms=atoms,
+            energy=energy,
+            fmax=fmax,
+            n_steps=landing.n_steps,
+            converged=not landing.reason,
+            reason=landing.reason,
+        )
+
+    def _frame(self, index: int) -> Atoms:
+        one = self._found[index]
+        frame = _without_results(one.atoms)
+        frame.calc = one.atoms.calc
+        frame.info.update(
+            {
+                _SYSTEM: index,
+                _KEY: self._keys[index],
+                _STEPS: one.n_steps,
+                _FMAX: one.fmax,
+                _CONVERGED: one.converged,
+            }
+        )
+        if one.reason:
+            frame.info[_REASON] = one.reason
+        return frame
+
+    def _all_keys(self, settings: str) -> list[str]:
+        batch, counts = self._batch, self._batch.counts().tolist()
+        per_atom = zip(
+            batch.numbers.split(counts),
+            batch.positions.split(counts),
+            self._mobile.split(counts),
+            strict=True,
+        )
+        per_system = zip(
+            batch.cell, batch.pbc, batch.charge, batch.multiplicity, strict=True
+        )
+        contents = (
+            settings + digest(*atoms, *system)
+            for atoms, system in zip(per_atom, per_system, strict=True)
+        )
+        # With a prefix, because digits alone would be read back as a number.
+        return ["x" + hashlib.sha256(c.encode()).hexdigest()[:16] for c in contents]
+
+
+def _landing(index: int, frame: Atoms) -> Landing:
+    """Read back what was written."""
+    results = frame.calc.results if frame.calc is not None else {}
+    return Landing(
+        system=index,
+        positions=frame.positions,
+        forces=results.get("forces", np.zeros((len(frame), 3))),
+        energy=float(results.get("energy", math.nan)),
+        fmax=float(frame.info[_FMAX]),
+        n_steps=int(frame.info[_STEPS]),
+        reason=str(frame.info.get(_REASON, "")),
+    )
+
+
+def _without_results(atoms: Atoms) -> Atoms:
+    """Return a copy without what a file would confuse with results."""
+    out = atoms.copy()
+    for name in ("energy", "free_energy", "forces"):
+        out.info.pop(name, None)
+        out.arrays.pop(name, None)
+    return out
