@@ -4,6 +4,7 @@ Run files are dataclasses: their fields are the keys, their annotations the type
 ``__post_init__`` the ranges. Nothing else is ever read from a file.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import tomllib
@@ -38,7 +39,7 @@ def from_table(kind: type[T], table: Mapping[str, Any], where: str = "") -> T:
 
     Args:
         kind: a dataclass; its fields may be bool, int, float, str, ``dict``, a tuple
-            of strings, another dataclass, or one of these or ``None``.
+            of one length or any, another dataclass, or unions of these and ``None``.
         table: values by field name.
         where: name of the table, for errors.
 
@@ -69,17 +70,17 @@ def from_table(kind: type[T], table: Mapping[str, Any], where: str = "") -> T:
 
 
 def _converted(hint: Any, value: Any, name: str) -> Any:
+    """The value as the type of a field; ``None`` is left out, not written."""
     if isinstance(hint, types.UnionType):
-        hint = next(h for h in typing.get_args(hint) if h is not types.NoneType)
+        hints = [h for h in typing.get_args(hint) if h is not types.NoneType]
+        return _first_that_fits(hints, value, name)
     if dataclasses.is_dataclass(hint):
         if isinstance(value, Mapping):
             return from_table(typing.cast(type[Any], hint), value, f"{name}.")
         raise InputTypeError(f"`{name}` must be a table, got {value!r}")
     origin = typing.get_origin(hint) or hint
-    if hint == tuple[str, ...]:
-        if isinstance(value, list) and all(isinstance(v, str) for v in value):
-            return tuple(value)
-        raise InputTypeError(f"`{name}` must be a list of strings, got {value!r}")
+    if origin is tuple:
+        return _tuple(hint, value, name)
     if origin is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, origin) or (isinstance(value, bool) and hint is not bool):
@@ -88,3 +89,39 @@ def _converted(hint: Any, value: Any, name: str) -> Any:
             f"({type(value).__name__})"
         )
     return value
+
+
+def _first_that_fits(hints: list[Any], value: Any, name: str) -> Any:
+    if len(hints) == 1:
+        return _converted(hints[0], value, name)
+    for hint in hints:
+        with contextlib.suppress(InputTypeError):
+            return _converted(hint, value, name)
+    kinds = " or ".join(_in_words(hint) for hint in hints)
+    raise InputTypeError(f"`{name}` must be {kinds}, got {value!r}")
+
+
+def _tuple(hint: Any, value: Any, name: str) -> tuple[Any, ...]:
+    hints = typing.get_args(hint)
+    wrong = InputTypeError(f"`{name}` must be {_in_words(hint)}, got {value!r}")
+    if not isinstance(value, list):
+        raise wrong
+    if hints[-1] is Ellipsis:
+        hints = hints[:1] * len(value)
+    if len(value) != len(hints):
+        raise wrong
+    try:
+        pairs = zip(hints, value, strict=True)
+        return tuple(_converted(kind, item, name) for kind, item in pairs)
+    except InputTypeError as error:
+        raise wrong from error
+
+
+def _in_words(hint: Any) -> str:
+    names = {str: "a string", int: "an integer", float: "a number"}
+    if hint in names:
+        return names[hint]
+    kinds = [_in_words(h).split()[-1] for h in typing.get_args(hint) if h is not ...]
+    if typing.get_args(hint)[-1] is not ...:
+        return f"[{','.join(kinds)}]"
+    return f"a list of {kinds[0]}" + ("" if kinds[0].endswith("]") else "s")

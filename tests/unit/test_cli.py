@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import tomllib
 import warnings
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from ase import Atoms
 
 from mlff import __version__, cli
-from mlff.cli import main
+from mlff.cli import describe, learn, main
 from mlff.errors import InputError, MlffWarning
 from mlff.potential import Potential, TrainingInfo
 from mlff.state import read_state
@@ -54,6 +55,7 @@ def model(tmp_path) -> Path:
     info = TrainingInfo(
         elements=(1, 6),
         states=((0, 1), (0, 3), (1, 1)),
+        region={"C-H": (0.95, 1.204), "H-H": (1.3, 2.2), "H-C-H": (89.96, 140.0)},
         level_of_theory="toy",
         provenance={"config": {"seed": 3}},
         metrics={
@@ -114,7 +116,7 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
 def test_the_examples_in_the_help_are_valid_commands():
     for verb, parser in verbs().items():
         for line in parser.epilog.splitlines():
-            words = line.split("#")[0].split()
+            words = shlex.split(line, comments=True)
             if words[:1] == ["mlff"]:
                 assert words[1] == verb
                 parser.parse_args(words[2:])
@@ -147,7 +149,7 @@ def test_an_error_of_several_lines_is_told_in_one(monkeypatch, capsys, model):
     def fail(_):
         raise InputError("first\nsecond\n  third")
 
-    monkeypatch.setattr(cli, "_info", fail)
+    monkeypatch.setattr(describe, "_info", fail)
     assert refusal(capsys, "info", model).endswith("first second third")
 
 
@@ -155,7 +157,7 @@ def test_a_bug_is_not_dressed_up_as_a_mistake_of_the_user(monkeypatch, model):
     def fail(_):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(cli, "_info", fail)
+    monkeypatch.setattr(describe, "_info", fail)
     with pytest.raises(ZeroDivisionError):
         main(["info", str(model)])
 
@@ -165,7 +167,7 @@ def test_ctrl_c_says_how_to_go_on(verb, monkeypatch, capsys, tmp_path):
     def stop(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, f"_{verb}", stop)
+    monkeypatch.setattr(learn, f"_{verb}", stop)
     options = ["--out", str(tmp_path / "out.xyz")] if verb == "label" else []
     assert main([verb, "anything", *options]) == 130
     error = capsys.readouterr().err
@@ -178,7 +180,7 @@ def test_warnings_are_one_line_on_stderr(monkeypatch, capsys, model):
         warnings.warn("another package", FutureWarning, stacklevel=1)
         return 0
 
-    monkeypatch.setattr(cli, "_info", warn)
+    monkeypatch.setattr(describe, "_info", warn)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         main(["info", str(model)])
@@ -253,6 +255,8 @@ def test_info_tells_what_a_model_is_for_and_how_wrong_it_is(model, capsys):
     assert "elements    H, C\n" in out
     assert "charge +0, multiplicity 3; charge +1, multiplicity 1" in out
     assert "labels      toy\n" in out
+    assert "region      nearest neighbors, Å: C-H 0.95 … 1.20, H-H 1.30 … 2.20\n" in out
+    assert "            angles, degrees: H-C-H 90.0 … 140.0\n" in out
     assert "n_features: 8" in out
     assert "seed: 3" in out
     assert "0.250" in out

@@ -1,0 +1,177 @@
+"""Verbs from structures to a measured potential: ``label``, ``train``, ``evaluate``."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from mlff.cli.parsing import add_state_options, add_verb, given, read_structures
+from mlff.errors import InputError
+
+Metrics = dict[str, dict[str, float]]
+
+
+def add_verbs(verbs: Any) -> None:
+    """Declare them."""
+    _add_label(verbs)
+    _add_train(verbs)
+    _add_evaluate(verbs)
+
+
+def error_table(metrics: Metrics, indent: str = "") -> list[str]:
+    """Errors, one line for each electronic state."""
+    width = max(len(state) for state in metrics)
+    columns = [
+        ("E MAE", "energy_mae_meV"),
+        ("E RMSE", "energy_rmse_meV"),
+        ("E max", "energy_max_meV"),
+        ("F MAE", "forces_mae_meV_per_A"),
+        ("F RMSE", "forces_rmse_meV_per_A"),
+        ("F max", "forces_max_meV_per_A"),
+    ]
+    names = "".join(f"{name:>10s}" for name, _ in columns)
+    lines = [
+        f"{indent}{'':{width}s}{'systems':>9s}{names}   (E in meV, F in meV/Å)",
+    ]
+    for state, row in metrics.items():
+        values = "".join(f"{row[key]:10.3f}" for _, key in columns)
+        lines.append(f"{indent}{state:{width}s}{row['n_systems']:9.0f}{values}")
+    return lines
+
+
+def _add_label(verbs: Any) -> None:
+    parser = add_verb(
+        verbs,
+        "label",
+        _label,
+        "compute DFT energies, forces and dipoles with PySCF",
+        "mlff label structures.xyz --out labels.xyz --workers 4\n"
+        "mlff label cation.xyz --out labels.xyz --charge 1 --spin 2 --basis def2-svp\n"
+        "\nA run that was stopped continues with the same command. Exit code 1: some\n"
+        "frames have no label; the reasons are listed and kept.",
+    )
+    parser.add_argument("structures", help="extxyz, traj, db or json file")
+    parser.add_argument("--out", required=True, help="extended XYZ file to write")
+    parser.add_argument("--xc", help="functional as PySCF names it (b3lyp5)")
+    parser.add_argument("--basis", help="basis set as PySCF names it (cc-pvdz)")
+    parser.add_argument(
+        "--reference",
+        choices=("auto", "restricted", "unrestricted"),
+        help="auto: restricted for singlets, unrestricted otherwise (auto)",
+    )
+    parser.add_argument("--grid-level", type=int, help="integration grid, 0 … 9 (3)")
+    add_state_options(parser)
+    parser.add_argument(
+        "--workers", type=int, default=1, help="single-threaded processes (1)"
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite --out")
+    parser.add_argument(
+        "--retry-failed", action="store_true", help="do failed jobs again"
+    )
+    parser.set_defaults(
+        go_on="finished labels are kept: run the same command again to continue"
+    )
+
+
+def _label(arguments: argparse.Namespace) -> int:
+    from mlff.dft import DFTSettings
+    from mlff.labels import label_frames
+
+    settings = DFTSettings(**given(arguments, "xc", "basis", "reference", "grid_level"))
+    structures = (arguments.structures,)
+    frames = read_structures(structures, arguments.charge, arguments.spin)
+    report = label_frames(
+        frames,
+        arguments.out,
+        settings,
+        workers=arguments.workers,
+        force=arguments.force,
+        retry_failed=arguments.retry_failed,
+    )
+    print(f"{arguments.out}: {report}")
+    for index, reason in report.failed:
+        print(f"frame {index}: {reason}", file=sys.stderr)
+    return 1 if report.failed else 0
+
+
+def _add_train(verbs: Any) -> None:
+    parser = add_verb(
+        verbs,
+        "train",
+        _train,
+        "train a potential on labelled frames",
+        "mlff train run.toml\n"
+        "\nA run that was stopped continues with the same command and ends with the\n"
+        "same weights.",
+    )
+    parser.add_argument("config", help="run file, TOML; its paths are relative to it")
+    parser.set_defaults(
+        go_on="checkpoints are kept: run the same command again to continue"
+    )
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from mlff.train import fit
+
+    result = fit(arguments.config)
+    for name, metrics in result.metrics.items():
+        print("\n".join([name, *error_table(metrics, indent="  ")]))
+    print(f"best weights, of epoch {result.best_epoch}: {result.out}/best.safetensors")
+    return 0
+
+
+def _add_evaluate(verbs: Any) -> None:
+    parser = add_verb(
+        verbs,
+        "evaluate",
+        _evaluate,
+        "measure a potential on labelled frames, for each electronic state",
+        "mlff evaluate ch2 test.xyz --plot parity.png\n"
+        "mlff evaluate model.safetensors set.db --energy-key E --forces-key F",
+    )
+    parser.add_argument("model", help="name of a shipped model, or a file")
+    parser.add_argument("files", nargs="+", help="extxyz, traj, db or json files")
+    parser.add_argument("--energy-key", help="where the energy is (REF_energy)")
+    parser.add_argument("--forces-key", help="where the forces are (REF_forces)")
+    parser.add_argument("--energy-unit", help="eV, meV, Hartree, kcal/mol, … (eV)")
+    parser.add_argument("--forces-unit", help="e.g. Hartree/Bohr (eV/Ang)")
+    parser.add_argument(
+        "--trust-labels", action="store_true", help="skip the checks of the labels"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--plot", type=Path, help="parity plot to write")
+    parser.add_argument("--force", action="store_true", help="overwrite these two")
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    for path in (arguments.out, arguments.plot):
+        if path is not None and path.exists() and not arguments.force:
+            raise InputError(f"{path} exists; choose another name or pass --force")
+        if path is not None and not path.parent.is_dir():
+            raise InputError(f"{path}: there is no folder {path.parent}; create it")
+    import json
+
+    from mlff.data import LabelKeys
+    from mlff.evaluation import evaluate
+    from mlff.files import write_atomic
+    from mlff.potential import load
+
+    keys = {
+        "energy": arguments.energy_key,
+        "forces": arguments.forces_key,
+        "energy_unit": arguments.energy_unit,
+        "forces_unit": arguments.forces_unit,
+    }
+    keys = {name: value for name, value in keys.items() if value is not None}
+    metrics = evaluate(
+        load(arguments.model, arguments.device),
+        arguments.files,
+        keys=LabelKeys(**keys) if keys else None,
+        trust_labels=arguments.trust_labels,
+        plot=arguments.plot,
+    )
+    print("\n".join(error_table(metrics)))
+    if arguments.out is not None:
+        write_atomic(arguments.out, (json.dumps(metrics, indent=1) + "\n").encode())
+    return 0

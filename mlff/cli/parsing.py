@@ -1,0 +1,73 @@
+"""What the verbs share: how they are declared, and reading structures with a state."""
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlff.errors import InputError, StateError
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+_STATE_HINT = "; or pass --charge and --spin, which hold for all frames"
+
+
+def add_verb(verbs: Any, name: str, run: Any, summary: str, example: str) -> Any:
+    """Add a verb; ``go_on`` is what an interrupted user is told."""
+    parser = verbs.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog="example:\n  " + example.replace("\n", "\n  "),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(verb=run, go_on="run the same command again")
+    return parser
+
+
+def add_state_options(parser: Any) -> None:
+    """Add the state of every frame."""
+    parser.add_argument(
+        "--charge", type=int, metavar="N", help="total charge of every frame"
+    )
+    parser.add_argument(
+        "--spin", type=int, metavar="N", help="multiplicity 2S+1 of every frame"
+    )
+
+
+def given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Options that were given; the others keep the defaults of the function."""
+    found = {name: getattr(arguments, name) for name in names}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def read_structures(
+    paths: Iterable[str | Path], charge: int | None, spin: int | None
+) -> list["Atoms"]:
+    """Read every frame of some files, each with a state that is stated somewhere.
+
+    Args:
+        paths: extxyz, traj, db or json files.
+        charge: of every frame; ``None`` if the files say it.
+        spin: multiplicity 2S+1, likewise.
+
+    Raises:
+        StateError: a state that is missing or in conflict; names file and frame.
+        InputError: no frame at all.
+    """
+    from mlff.frames import read_frames
+    from mlff.state import read_state, set_state
+
+    frames = []
+    for path in paths:
+        for index, frame in enumerate(read_frames(path)):
+            try:
+                state = read_state(frame, charge, spin, strict=True)
+            except StateError as error:
+                hint = "" if charge is not None and spin is not None else _STATE_HINT
+                raise StateError(f"{path}, frame {index}: {error}{hint}") from error
+            frames.append(set_state(frame, state.charge, state.multiplicity))
+    if not frames:
+        raise InputError(f"no structure in {', '.join(map(str, paths)) or 'no file'}")
+    return frames
