@@ -9,48 +9,82 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlff import dft, testing
+    from mlff.barostats import FlexibleCellRescaling, IsotropicCellRescaling
     from mlff.batch import AtomsBatch
     from mlff.calculator import MLFFCalculator, SumCalculator
     from mlff.errors import MlffError, MlffWarning
     from mlff.inference import predict
+    from mlff.integrators import Langevin, VelocityRescaling, VelocityVerlet
+    from mlff.limits import Limits
+    from mlff.md import MDOptions, run_md
     from mlff.models import MODELS, build_model
     from mlff.potential import Potential, TrainingInfo, load
+    from mlff.relaxation import RelaxOptions, relax
+    from mlff.relaxation.optimizers import FIRE, LBFGS
+    from mlff.schedules import Ramp
     from mlff.state import read_state, set_state
     from mlff.train import TrainConfig, evaluate, fit
+    from mlff.trajectory import Trajectory
 
 __version__ = "0.1.0"
 
 # Name → module that defines it.
 _PUBLIC = {
     "AtomsBatch": "batch",
+    "FIRE": "relaxation.optimizers",
+    "FlexibleCellRescaling": "barostats",
+    "IsotropicCellRescaling": "barostats",
+    "LBFGS": "relaxation.optimizers",
+    "Langevin": "integrators",
+    "Limits": "limits",
+    "MDOptions": "md",
     "MLFFCalculator": "calculator",
     "MODELS": "models",
     "MlffError": "errors",
     "MlffWarning": "errors",
     "Potential": "potential",
+    "Ramp": "schedules",
+    "RelaxOptions": "relaxation",
     "SumCalculator": "calculator",
     "TrainConfig": "train",
     "TrainingInfo": "potential",
+    "Trajectory": "trajectory",
+    "VelocityRescaling": "integrators",
+    "VelocityVerlet": "integrators",
     "build_model": "models",
     "evaluate": "train",
     "fit": "train",
     "load": "potential",
     "predict": "inference",
     "read_state": "state",
+    "relax": "relaxation",
+    "run_md": "md",
     "set_state": "state",
 }
 _MODULES = ("dft", "testing")
 
 __all__ = [
+    "FIRE",
+    "LBFGS",
     "MODELS",
     "AtomsBatch",
+    "FlexibleCellRescaling",
+    "IsotropicCellRescaling",
+    "Langevin",
+    "Limits",
+    "MDOptions",
     "MLFFCalculator",
     "MlffError",
     "MlffWarning",
     "Potential",
+    "Ramp",
+    "RelaxOptions",
     "SumCalculator",
     "TrainConfig",
     "TrainingInfo",
+    "Trajectory",
+    "VelocityRescaling",
+    "VelocityVerlet",
     "build_model",
     "dft",
     "evaluate",
@@ -58,6 +92,8 @@ __all__ = [
     "load",
     "predict",
     "read_state",
+    "relax",
+    "run_md",
     "set_state",
     "testing",
 ]

@@ -33,7 +33,8 @@ from mlff.batch import AtomsBatch, Edges, check_geometry
 from mlff.device import check_device, check_dtype, exact
 from mlff.errors import InputError, InputTypeError, MlffError, warn_once
 from mlff.inference import MIN_VOLUME, check_batch
-from mlff.neighbors import NeighborList, check_distances
+from mlff.neighbors import check_distances
+from mlff.neighbors.verlet import NeighborList
 from mlff.potential import Potential, build_graph, load
 from mlff.properties import PROPERTIES
 from mlff.state import State, as_integer, read_state

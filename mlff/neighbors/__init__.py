@@ -1,4 +1,4 @@
-"""Who is whose neighbor: back ends of one signature, and a list that is kept.
+"""Who is whose neighbor: back ends of one signature.
 
 Knows boxes, images and index layouts; knows nothing of models, energies or gradients.
 A list is topology only: vectors are recomputed from the positions (``edge_vectors``).
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mlff.batch import MAX_COORDINATE, AtomsBatch, Edges
 from mlff.errors import InputError
+from mlff.neighbors import alchemi
 
 #: Two atoms closer than this (Å) are a mistake, not a molecule.
 MIN_DISTANCE = 1e-3
@@ -30,6 +31,10 @@ MAX_IMAGES = 1e5
 #: ``auto`` takes all pairs up to this many atoms: a chain of 30 costs a model at most a
 #: tenth more that way than with a list of 5.5 Å, one of 42 a third.
 ALL_PAIRS_ATOMS = 32
+
+# ``auto`` takes nvalchemi on a GPU from this many periodic systems on: vesin searches
+# them one by one, each with its own launches and waits.
+_SEVERAL_BOXES = 4
 
 # ``auto`` takes all pairs only if the mean size is at least this part of the largest.
 _EVEN_SIZES = 0.7
@@ -103,12 +108,31 @@ def matscipy(batch: AtomsBatch, cutoff: float) -> Edges:
     return _by_boxes(batch, cutoff, _matscipy_box)
 
 
-#: Every back end, by name.
+@torch.no_grad()
+def nvalchemi(batch: AtomsBatch, cutoff: float) -> Edges:
+    """Return the pairs within the cutoff, as ``vesin``, of all boxes in one call.
+
+    Needs the package nvalchemi-toolkit-ops (extra ``gpu``).
+
+    Raises:
+        InputError: as for ``vesin``, or lists too large for one batch.
+    """
+    _check_positions(batch)
+    vectors = torch.where(batch.pbc[:, :, None], batch.cell, 0.0)
+    scale = torch.linalg.svdvals(vectors.cpu())
+    n_axes = batch.pbc.sum(dim=1, keepdim=True).cpu()
+    _check_images(torch.where(torch.arange(3) < n_axes, scale, math.inf), cutoff)
+    return _laid_out(batch, *alchemi.pairs_of_boxes(batch, cutoff))
+
+
+#: Every back end, by name; nvalchemi only where it is installed.
 BACKENDS: dict[str, Callable[[AtomsBatch, float], Edges]] = {
     "all_pairs": all_pairs,
     "vesin": vesin,
     "matscipy": matscipy,
 }
+if alchemi.installed():
+    BACKENDS["nvalchemi"] = nvalchemi
 
 
 def neighbor_list(batch: AtomsBatch, cutoff: float, backend: str = "auto") -> Edges:
@@ -118,93 +142,15 @@ def neighbor_list(batch: AtomsBatch, cutoff: float, backend: str = "auto") -> Ed
         batch: any number of systems, periodic or not.
         cutoff: largest distance that must be in the list, Å.
         backend: a name in ``BACKENDS``, or ``"auto"``: all pairs for small molecules
-            of similar size, vesin for everything else.
+            of similar size; for everything else vesin, or, on a GPU and where it is
+            installed, nvalchemi for several periodic systems.
 
     Raises:
         InputError: a cutoff that is not positive and finite, an unknown back end, or
             what the back end refuses.
     """
-    _check_cutoff(cutoff)
-    return BACKENDS[_chosen(batch, backend)](batch, cutoff)
-
-
-class NeighborList:
-    """Edges that are kept while they hold, and rebuilt before they fail.
-
-    Built with ``cutoff + skin`` and kept until an atom has moved by more than half the
-    skin since. A displacement is the plain difference of positions: an atom that was
-    wrapped into its cell has moved by a cell vector, so the shifts are renewed with
-    it. Other atoms, another cell or other periodic axes are noticed by value, so
-    tensors may be changed in place. All pairs depend on the sizes only.
-    """
-
-    def __init__(self, cutoff: float, skin: float = 0.5, backend: str = "auto") -> None:
-        """Prepare a list; the first ``update`` builds it.
-
-        Args:
-            cutoff: largest distance that must be in the list, Å.
-            skin: margin of the stored list, Å; zero rebuilds after every move.
-            backend: as for ``neighbor_list``.
-
-        Raises:
-            InputError: a cutoff, skin or back end that cannot be used.
-        """
-        _check_cutoff(cutoff)
-        if not 0 <= skin < math.inf:
-            raise InputError(f"`skin` must be zero or positive, got {skin}")
-        _check_backend(backend)
-        self.cutoff = cutoff
-        self.skin = skin
-        self.backend = backend
-        #: How often the list was built.
-        self.builds = 0
-        self._edges: Edges | None = None
-
-    def update(self, batch: AtomsBatch) -> Edges:
-        """Return edges with every pair within the cutoff, rebuilt if need be.
-
-        Args:
-            batch: any systems, also others than in the last call.
-
-        Raises:
-            InputError: what the back end refuses.
-        """
-        if self._edges is None or not self._holds(batch):
-            self._edges = None  # nothing stale is left behind if the build raises
-            name = _chosen(batch, self.backend)
-            edges = BACKENDS[name](batch, self.cutoff + self.skin)
-            self._remember(batch)
-            self._any_positions = name == "all_pairs"
-            self._edges = edges
-            self.builds += 1
-        return self._edges
-
-    def _remember(self, batch: AtomsBatch) -> None:
-        self._periodic = batch.periodic
-        self._seen, self._version = batch.system, _version(batch.system)
-        self._system = batch.system.clone()
-        self._positions = batch.positions.detach().clone()
-        self._cell = batch.cell.detach().clone()
-        self._pbc = batch.pbc.clone()
-
-    def _holds(self, batch: AtomsBatch) -> bool:
-        if batch.periodic != self._periodic or not self._same_layout(batch.system):
-            return False
-        if self._any_positions:
-            return True
-        same_cell = not self._periodic or batch.cell.equal(self._cell)
-        if not (same_cell and batch.pbc.equal(self._pbc)):
-            return False
-        moved = (batch.positions.detach() - self._positions).square().sum(dim=1)
-        # Asked this way round, a position that is not a number forces a rebuild.
-        return bool((moved <= (self.skin / 2) ** 2).all())
-
-    def _same_layout(self, system: Tensor) -> bool:
-        # A look at the values of a tensor on a GPU makes the host wait, in every step.
-        if system is self._seen and 0 <= self._version == _version(system):
-            return True
-        known = self._system
-        return system.device == known.device and torch.equal(system, known)
+    check_cutoff(cutoff)
+    return BACKENDS[chosen_backend(batch, backend)](batch, cutoff)
 
 
 def check_distances(edges: Edges, distances: Tensor) -> None:
@@ -234,35 +180,39 @@ def check_distances(edges: Edges, distances: Tensor) -> None:
     )
 
 
-def _version(tensor: Tensor) -> int:
-    # Torch counts the in-place writes of a tensor, but not under inference mode.
-    return -1 if tensor.is_inference() else tensor._version
-
-
-def _check_cutoff(cutoff: float) -> None:
+def check_cutoff(cutoff: float) -> None:
+    """Raise unless a cutoff is positive and finite."""
     if not 0 < cutoff < math.inf:
         raise InputError(f"`cutoff` must be positive and finite, got {cutoff}")
 
 
-def _check_backend(backend: str) -> None:
+def check_backend(backend: str) -> None:
+    """Raise unless this is ``"auto"`` or a name in ``BACKENDS``."""
     if backend != "auto" and backend not in BACKENDS:
         raise InputError(
             f"`backend` must be 'auto' or one of {sorted(BACKENDS)}, got {backend!r}"
         )
 
 
-def _chosen(batch: AtomsBatch, backend: str) -> str:
-    _check_backend(backend)
+def chosen_backend(batch: AtomsBatch, backend: str) -> str:
+    """Return the name in ``BACKENDS`` that ``backend`` means for a batch."""
+    check_backend(backend)
     if backend != "auto":
         return backend
     small = batch.max_atoms <= ALL_PAIRS_ATOMS
     even = batch.n_atoms >= _EVEN_SIZES * batch.n_systems * batch.max_atoms
-    return "all_pairs" if small and even and not batch.periodic else "vesin"
+    if small and even and not batch.periodic:
+        return "all_pairs"
+    return "nvalchemi" if _has_several_boxes(batch) else "vesin"
 
 
-@torch.no_grad()
-def _by_boxes(batch: AtomsBatch, cutoff: float, search: BoxSearch) -> Edges:
-    """Search every box of a batch and lay the pairs out as edges."""
+def _has_several_boxes(batch: AtomsBatch) -> bool:
+    if "nvalchemi" not in BACKENDS or not batch.positions.is_cuda:
+        return False
+    return int(batch.pbc.any(dim=1).sum()) >= _SEVERAL_BOXES
+
+
+def _check_positions(batch: AtomsBatch) -> None:
     # A cell list does not end, or ends wrong, on coordinates that are not numbers.
     bad = ~(batch.positions.abs() <= MAX_COORDINATE).all(dim=1)
     if bad.any():
@@ -270,6 +220,23 @@ def _by_boxes(batch: AtomsBatch, cutoff: float, search: BoxSearch) -> Edges:
             f"`positions` must be finite and within ±{MAX_COORDINATE:g} Å; not so for "
             f"atoms {bad.nonzero()[:5, 0].tolist()} of the batch"
         )
+
+
+def _check_images(scale: Tensor, cutoff: float) -> None:
+    """Raise if a cell is too small; ``scale`` is its singular values, (..., n), Å."""
+    images = (2 * cutoff / scale + 1).prod(dim=-1)
+    if (images > MAX_IMAGES).any():
+        raise InputError(
+            f"`cell` is too small for a cutoff of {cutoff:g} Å: about "
+            f"{float(images.max()):.0e} images of each atom lie within it, and at most "
+            f"{MAX_IMAGES:.0e} are allowed; check the unit of the cell vectors"
+        )
+
+
+@torch.no_grad()
+def _by_boxes(batch: AtomsBatch, cutoff: float, search: BoxSearch) -> Edges:
+    """Search every box of a batch and lay the pairs out as edges."""
+    _check_positions(batch)
     i = [batch.system[:0]]
     j, shift = [i[0]], [batch.positions[:0].detach()]
     for atoms, positions, cell, pbc in _boxes(batch, cutoff):
@@ -325,13 +292,7 @@ def _complete(
     at right angles to the periodic ones there, long enough to enclose the atoms.
     """
     _, scale, axes = torch.linalg.svd(cell[pbc].cpu())
-    images = float((2 * cutoff / scale + 1).prod())
-    if images > MAX_IMAGES:
-        raise InputError(
-            f"`cell` is too small for a cutoff of {cutoff:g} Å: about {images:.0e} "
-            f"images of each atom lie within it, and at most {MAX_IMAGES:.0e} are "
-            "allowed; check the unit of the cell vectors"
-        )
+    _check_images(scale, cutoff)
     across = axes[len(scale) :].to(positions.device)
     heights = positions @ across.T
     low = heights.amin(dim=0)

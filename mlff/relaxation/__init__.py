@@ -95,7 +95,7 @@ def relax(
         potential: on the device to run on.
         fmax: a system has converged when the force on each of its atoms that may move
             is shorter than this, eV/Å.
-        optimizer: ``"lbfgs"``, ``"fire"``, or one from :mod:`mlff.relaxation.optimizers` with
+        optimizer: ``"lbfgs"``, ``"fire"``, or an ``mlff.LBFGS`` or ``mlff.FIRE`` with
             settings of its own.
         max_steps: of each system.
         charge: total charge, e: one for all or one per system; read from each

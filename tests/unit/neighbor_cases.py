@@ -4,9 +4,10 @@ import numpy as np
 from ase import Atoms
 
 from mlff.batch import AtomsBatch
+from mlff.neighbors import BACKENDS
 
 #: Back ends that know cells.
-CELL_LISTS = ["vesin", "matscipy"]
+CELL_LISTS = [name for name in BACKENDS if name != "all_pairs"]
 
 
 def batch_of(systems):

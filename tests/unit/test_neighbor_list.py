@@ -7,10 +7,13 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from neighbor_cases import CELL_LISTS, crystals, molecules
+from ase import Atoms
+from neighbor_cases import CELL_LISTS, batch_of, crystals, molecules
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mlff.errors import InputError
-from mlff.neighbors import BACKENDS, NeighborList
+from mlff.neighbors import BACKENDS
+from mlff.neighbors.verlet import NeighborList
 from mlff.testing.neighbors import compare, random_batch
 
 
@@ -80,12 +83,25 @@ def test_small_moves_keep_the_list_and_half_a_skin_does_not(name):
     batch = crystals(2, 4)
     listed = NeighborList(3.0, 0.5, name)
     kept = listed.update(batch)
-    near = batch.positions.clone()
-    near[2, 1] += 0.2499
-    assert listed.update(batch.replace(positions=near)) is kept
-    near[2, 1] += 0.0002
-    assert listed.update(batch.replace(positions=near)) is not kept
+    apart = torch.zeros_like(batch.positions)
+    apart[2, 1], apart[3, 1] = 1.0, -1.0
+    near = batch.replace(positions=batch.positions + 0.2499 * apart)
+    assert listed.update(near) is kept
+    assert compare(near, kept, 3.0) == ""
+    far = batch.replace(positions=batch.positions + 0.2501 * apart)
+    assert listed.update(far) is not kept
     assert listed.builds == 2
+
+
+@pytest.mark.parametrize("name", CELL_LISTS)
+def test_a_system_that_moves_as_a_whole_keeps_its_list(name):
+    batch = crystals(2, 4)
+    listed = NeighborList(3.0, 0.5, name)
+    kept = listed.update(batch)
+    drift = torch.tensor([[30.0, -4.0, 0.0], [0.0, 0.0, 900.0]])[batch.system]
+    drifted = batch.replace(positions=batch.positions + drift)
+    assert listed.update(drifted) is kept
+    assert compare(drifted, kept, 3.0) == ""
 
 
 def test_moves_add_up_from_the_build_and_not_from_the_last_step():
@@ -93,21 +109,149 @@ def test_moves_add_up_from_the_build_and_not_from_the_last_step():
     listed = NeighborList(3.0, 0.5)
     builds = []
     for step in range(6):
-        shift = torch.tensor([0.1 * step, 0, 0], dtype=torch.float64)
-        listed.update(batch.replace(positions=batch.positions + shift))
+        moved = batch.positions.clone()
+        moved[2:4, 0] += torch.tensor([0.1 * step, -0.1 * step])
+        listed.update(batch.replace(positions=moved))
         builds.append(listed.builds)
     assert builds == [1, 1, 1, 2, 2, 2]
 
 
+def deformed(batch, deformation, origin):
+    """Deform cells and atoms together, as a barostat does, about any origin."""
+    cell = batch.cell @ deformation
+    arm = (batch.positions - origin[batch.system])[:, None]
+    moved = (arm @ deformation[batch.system])[:, 0] + origin[batch.system]
+    return batch.replace(cell=cell, positions=moved)
+
+
+def random_deformation(rng, n_systems, size):
+    return torch.eye(3, dtype=torch.float64) + torch.from_numpy(
+        rng.normal(scale=size, size=(n_systems, 3, 3))
+    )
+
+
+@pytest.mark.parametrize("name", ["auto", *CELL_LISTS])
+@pytest.mark.parametrize("size", [0.002, 0.02])
+def test_list_is_complete_at_every_step_under_a_barostat(name, size):
+    built = kept = 0
+    for index in range(6):
+        batch, cutoff = random_batch(9, index)
+        if not batch.periodic:
+            continue
+        listed = NeighborList(cutoff, 0.6, name)
+        rng = np.random.default_rng(index)
+        steps = 15
+        for step in range(steps):
+            (batch,) = walk(batch, 1, rng, 0.02)
+            deformation = random_deformation(rng, batch.n_systems, size)
+            origin = torch.from_numpy(rng.normal(scale=5, size=(batch.n_systems, 3)))
+            batch = deformed(batch, deformation, origin)
+            if step % 5 == 4:
+                batch = wrapped(batch)
+            assert compare(batch, listed.update(batch), cutoff) == ""
+        built, kept = built + listed.builds, kept + steps - listed.builds
+    assert kept > built if size < 0.01 else kept > 0
+
+
 @pytest.mark.parametrize("name", CELL_LISTS)
-def test_another_cell_forces_a_rebuild_though_no_atom_moved(name):
-    batch = crystals(2, 4)
+def test_an_isotropic_strain_is_allowed_to_use_up_the_skin_and_no_more(name):
+    batch = crystals(2, 40, edge=9.0)
+    bound = 0.5 / 3.5
+    for scale in (1 - 0.999 * bound, 1 + 0.999 * bound, 1 - 1.001 * bound):
+        listed = NeighborList(3.0, 0.5, name)
+        kept = listed.update(batch)
+        strain = scale * torch.eye(3, dtype=torch.float64).expand(2, 3, 3)
+        origin = torch.full((2, 3), 50.0, dtype=torch.float64)
+        strained = deformed(batch, strain, origin)
+        edges = listed.update(strained)
+        assert (edges is kept) == (abs(scale - 1) < bound)
+        assert compare(strained, edges, 3.0) == ""
+    # What the bound is for: at more strain the kept list is wrong.
+    squeezed = deformed(batch, strain * 0.8, origin)
+    assert "missing" in compare(squeezed, kept, 3.0)
+
+
+@pytest.mark.parametrize("name", CELL_LISTS)
+def test_a_cell_that_moves_without_its_atoms_forces_a_rebuild(name):
+    # Atoms near two faces: they meet across the boundary though neither has moved.
+    batch = batch_of(
+        [
+            Atoms("He2", [[0.1, 1, 1], [8.0, 1, 1]], cell=[12, 12, 12], pbc=True),
+            Atoms("He4", np.eye(4, 3) * 2, cell=[12, 12, 12], pbc=True),
+        ]
+    )
     listed = NeighborList(3.0, 0.5, name)
-    listed.update(batch)
-    for strain in (1.001, 0.7):
-        strained = batch.replace(cell=batch.cell * strain)
-        assert compare(strained, listed.update(strained), 3.0) == ""
+    kept = listed.update(batch)
+    shrunk = batch.replace(cell=batch.cell * 0.8)
+    assert "missing" in compare(shrunk, kept, 3.0)
+    assert compare(shrunk, listed.update(shrunk), 3.0) == ""
+    turned = batch.cell.clone()
+    turned[0] = turned[0, [1, 2, 0]]
+    other = batch.replace(cell=turned)
+    assert compare(other, listed.update(other), 3.0) == ""
     assert listed.builds == 3
+
+
+def test_vectors_that_are_not_periodic_may_change_at_will():
+    slab = Atoms("He2", [[0, 0, 0], [1, 1, 5]], cell=[4, 4, 0], pbc=[1, 1, 0])
+    batch = batch_of([slab, slab.repeat((2, 1, 1))])
+    listed = NeighborList(3.0, 0.5)
+    kept = listed.update(batch)
+    cell = batch.cell.clone()
+    cell[:, 2] = torch.tensor([1.0, 2.0, 3.0])
+    other = batch.replace(cell=cell)
+    assert listed.update(other) is kept
+    assert compare(other, kept, 3.0) == ""
+
+
+class Looks(TorchDispatchMode):
+    """Counts the operations for which a host waits for a device."""
+
+    WAITING = ("_local_scalar_dense", "equal", "nonzero", "is_nonzero", "unique")
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket.__name__.strip("_") in {
+            name.strip("_") for name in self.WAITING
+        }
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("batch", "looks"), [(molecules(2, 4), 0), (crystals(2, 4), 1)]
+)
+def test_a_kept_list_reads_back_at_most_one_flag(batch, looks):
+    listed = NeighborList(3.0, 0.5)
+    with Looks() as building:
+        kept = listed.update(batch)
+    assert building.count > 0 or looks == 0
+    moved = batch.replace(positions=batch.positions + 0.01)
+    with Looks() as counted:
+        assert listed.update(moved) is kept
+    assert counted.count == looks
+    with Looks() as counted:
+        assert listed.update(moved.select([0, 1])) is kept
+    # Another tensor that says which atoms are whose is compared by value.
+    assert counted.count - select_looks(moved) <= 1
+
+
+def select_looks(batch):
+    with Looks() as counted:
+        batch.select([0, 1])
+    return counted.count
+
+
+def test_a_forgotten_list_is_built_again_unless_it_knows_no_positions():
+    for batch, builds in ((crystals(2, 4), 2), (molecules(2, 4), 1)):
+        listed = NeighborList(3.0, 0.5)
+        listed.forget()
+        listed.update(batch)
+        listed.forget()
+        listed.update(batch)
+        assert listed.builds == builds
 
 
 @pytest.mark.parametrize("name", CELL_LISTS)
@@ -117,10 +261,11 @@ def test_other_periodic_axes_force_a_rebuild(name):
     listed.update(batch)
     slab = batch.replace(pbc=batch.pbc & torch.tensor([True, True, False]))
     assert compare(slab, listed.update(slab), 3.0) == ""
+    assert compare(batch, listed.update(batch), 3.0) == ""
     free = batch.replace(pbc=torch.zeros_like(batch.pbc), periodic=False)
     assert compare(free, listed.update(free), 3.0) == ""
     assert compare(batch, listed.update(batch), 3.0) == ""
-    assert listed.builds == 4
+    assert listed.builds == 5
 
 
 def test_pbc_switched_on_ends_the_reign_of_all_pairs_and_off_restores_it():
@@ -203,6 +348,6 @@ def test_a_copied_list_works_on_its_own(duplicate):
     listed = NeighborList(3.0, 0.5)
     listed.update(batch)
     other = duplicate(listed)
-    moved = batch.replace(positions=batch.positions + 1.0)
+    moved = batch.replace(positions=batch.positions * 1.5)
     assert compare(moved, other.update(moved), 3.0) == ""
     assert (other.builds, listed.builds) == (2, 1)

@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 import mlff
 
 ROOT = Path(__file__).parents[2]
-OPTIONAL = {"pyscf", "threadpoolctl", "h5py", "matplotlib", "pytest"}
+OPTIONAL = {"pyscf", "threadpoolctl", "matplotlib", "pytest"}
 
 
 def loaded_by(code: str) -> set[str]:
