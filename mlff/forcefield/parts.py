@@ -1,8 +1,8 @@
 """Evaluating many systems part by part, in calls that fit into memory.
 
 Each part (:mod:`mlff.forcefield.plan`) keeps its neighbor list. Results come back in
-the caller's order, and nothing waits for the device but for one flag of each list that depends on
-positions. A part that meets a full device is halved and repeated.
+the caller's order, and nothing waits for the device but for one flag of each list that
+depends on positions. A part that meets a full device is halved and repeated.
 """
 
 from collections.abc import Callable, Sequence
