@@ -33,8 +33,9 @@ from mlff.nn.embedding import (
     check_charge_spin,
     initial_vectors,
 )
+from mlff.nn.linear import Linear, linear
 from mlff.nn.radial import BASES, ENVELOPES, choose
-from mlff.nn.segments import edge_moments, edge_sum
+from mlff.nn.segments import edge_moments, edge_sum, gather
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +126,8 @@ class ResML(nn.Module):
 
     def __init__(self, n_features: int) -> None:
         super().__init__()
-        self.inner = nn.Linear(n_features, n_features)
-        self.outer = nn.Linear(n_features, n_features)
+        self.inner = Linear(n_features, n_features)
+        self.outer = Linear(n_features, n_features)
         _normal_before_silu(self.inner)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -144,14 +145,14 @@ class Interaction(nn.Module):
     def __init__(self, config: CMRETConfig) -> None:
         super().__init__()
         width = config.n_features
-        self.node = nn.Linear(width, width)
-        self.filter = nn.Linear(config.n_radial, 2 * width)
-        self.project = nn.Linear(2 * width, 3 * width)
+        self.node = Linear(width, width)
+        self.filter = Linear(config.n_radial, 2 * width)
+        self.project = Linear(2 * width, 3 * width)
         self.attention = Attention(
             width, config.n_heads, config.attention, config.temperature, config.scope
         )
-        self.scalar_update = nn.Linear(width, 3 * width)
-        self.vector_update = nn.Linear(width, 3 * width, bias=False)
+        self.scalar_update = Linear(width, 3 * width)
+        self.vector_update = Linear(width, 3 * width, bias=False)
         self.residual = ResML(width)
         self._initialise(config.n_radial)
 
@@ -171,10 +172,8 @@ class Interaction(nn.Module):
         o1, o2, o3 = self.scalar_update(message).chunk(3, dim=-1)
         u1, u2, u3 = self.vector_update(vectors).chunk(3, dim=-1)
         new_scalars = o1 + o2 * (u1 * u2).sum(1)
-        internal = vectors.shape[1] - 3
-        if internal:
-            directed = F.pad(directed, (0, 0, 0, internal))
-        new_vectors = s2[:, None] * vectors + directed + o3[:, None] * u3
+        carried = s2[:, None] * vectors + o3[:, None] * u3
+        new_vectors = _add_in_space(carried, directed)
         return new_scalars, new_vectors, self.residual(new_scalars)
 
     def _convolve(
@@ -188,20 +187,19 @@ class Interaction(nn.Module):
         n_atoms, width = scalars.shape
         node = F.silu(self.node(scalars))
         near, own = F.silu(self.filter(edge.radial)).chunk(2, dim=-1)
-        neighbor = near * node[graph.edges.j]
-        sums = torch.cat(
-            (
-                edge_moments(edge.moments, own, graph.edges, n_atoms) * node[:, None],
-                edge_moments(edge.moments, neighbor, graph.edges, n_atoms),
-            ),
-            dim=-1,
-        )
+        near = near * gather(node, graph.edges.j)
+        own = edge_moments(edge.moments, own, graph.edges, n_atoms) * node[:, None]
+        near = edge_moments(edge.moments, near, graph.edges, n_atoms)
+        parts = zip(own.split((1, 3), 1), near.split((1, 3), 1), strict=True)
+        isotropic, directed = (torch.cat(part, dim=-1) for part in parts)
         weight, bias = self.project.weight, self.project.bias
         split = 2 * width
-        scalar = sums[:, 0] @ weight[:split].T + edge.offsets[:, :1] * bias[:split]
-        directed = sums[:, 1:] @ weight[split:].T
-        directed = directed + edge.offsets[:, 1:, None] * bias[split:]
-        return scalar[:, :width], scalar[:, width:], directed
+        scalar = linear(isotropic[:, 0], weight[:split])
+        scalar = torch.addcmul(scalar, edge.offsets[:, :1], bias[:split])
+        directed = linear(directed, weight[split:])
+        directed = torch.addcmul(directed, edge.offsets[:, 1:, None], bias[split:])
+        s1, s2 = scalar.chunk(2, dim=-1)
+        return s1, s2, directed
 
 
 class CMRET(Representation):
@@ -240,6 +238,8 @@ class CMRET(Representation):
         vectors = initial_vectors(
             graph.batch, self.n_features, self._config.charge_spin, scalars.dtype
         )
+        if self._config.charge_spin != "cmret" and not self._config.skip:
+            vectors = vectors[:, 3:]  # the first layer has nothing in space yet
         output = torch.zeros_like(scalars)
         for layer in self.layers:
             new_scalars, new_vectors, readout = layer(scalars, vectors, graph, edge)
@@ -263,7 +263,15 @@ class CMRET(Representation):
         )
 
 
-def _normal_before_silu(linear: nn.Linear) -> None:
+def _add_in_space(vectors: Tensor, spatial: Tensor) -> Tensor:
+    """Add to the first three components, or prepend them if there are none yet."""
+    internal = vectors.shape[1] - 3
+    if internal < 0:
+        return torch.cat((spatial, vectors), dim=1)
+    return vectors + F.pad(spatial, (0, 0, 0, internal))
+
+
+def _normal_before_silu(layer: nn.Linear) -> None:
     """Normal weights, σ = sqrt(3/(2F)) (section 2.4)."""
-    nn.init.normal_(linear.weight, std=math.sqrt(1.5 / linear.in_features))
-    nn.init.zeros_(linear.bias)
+    nn.init.normal_(layer.weight, std=math.sqrt(1.5 / layer.in_features))
+    nn.init.zeros_(layer.bias)

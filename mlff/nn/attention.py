@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from mlff.batch import AtomsBatch, Graph
 from mlff.errors import InputError
-from mlff.nn.segments import edge_max, edge_moments, edge_sum
+from mlff.nn.linear import Linear, linear
+from mlff.nn.segments import edge_max, edge_moments, edge_sum, gather
 
 #: Activations that the CMRET paper compares (Tables 1 and 2). ``softmax2d`` normalises
 #: over receivers and senders together.
@@ -28,6 +29,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor] | None] = {
 
 #: How far attention reaches.
 SCOPES = ("global", "local")
+
+# Many matrix products of up to this many rows are slower than one element-wise product
+# over all pairs of atoms, and so are few of them.
+_FEW_ATOMS, _MANY_SYSTEMS = 8, 32
 
 
 def check_attention(
@@ -78,6 +83,8 @@ class Attention(nn.Module):
         scope: ``"global"`` or ``"local"``.
     """
 
+    membership: Tensor
+
     def __init__(
         self,
         n_features: int,
@@ -91,7 +98,9 @@ class Attention(nn.Module):
         self.activation = activation
         self.scope = scope
         self.inverse_tau = 1 / math.sqrt(temperature * n_features / n_heads)
-        self.project = nn.Linear(n_features, 3 * n_features)
+        self.project = Linear(n_features, 3 * n_features)
+        heads = torch.eye(n_heads).repeat_interleave(n_features // n_heads, dim=1)
+        self.register_buffer("membership", heads, persistent=False)
 
     def forward(self, scalars: Tensor, graph: Graph, envelope: Tensor) -> Tensor:
         """Attend.
@@ -120,29 +129,45 @@ class Attention(nn.Module):
             padded = padded.index_copy(0, row, projected)
             present = torch.zeros(size, dtype=torch.bool, device=row.device)
             present = present.index_fill(0, row, True).view(shape)
-        heads = padded.view(*shape, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
-        query, key, value = heads.unbind(0)
-        logits = (query * self.inverse_tau) @ key.transpose(-1, -2)
-        mixed = (self._weights(logits, present) @ value).transpose(1, 2)
-        mixed = mixed.reshape(shape[0] * shape[1], -1)
+        absent = None if present is None else ~present
+        few = batch.max_atoms <= _FEW_ATOMS and batch.n_systems >= _MANY_SYSTEMS
+        attend = self._by_pairs if few else self._by_heads
+        mixed = attend(padded.view(*shape, -1), absent).reshape(len(padded), -1)
         return mixed if present is None else mixed[row]
 
-    def _weights(self, logits: Tensor, present: Tensor | None) -> Tensor:
-        """α of padded systems, (n_systems, n_heads, max_atoms, max_atoms)."""
+    def _by_heads(self, projected: Tensor, absent: Tensor | None) -> Tensor:
+        """Attend by matrix products, one for each system and head."""
+        heads = projected.unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = heads.unbind(0)
+        logits = (query * self.inverse_tau) @ key.transpose(-1, -2)
+        absent = None if absent is None else absent[:, None]
+        return (self._weights(logits, absent, 2) @ value).transpose(1, 2)
+
+    def _by_pairs(self, projected: Tensor, absent: Tensor | None) -> Tensor:
+        """Attend by element-wise products over all pairs of atoms of a system."""
+        query, key, value = projected.chunk(3, dim=-1)
+        products = query[:, :, None] * key[:, None]
+        logits = linear(products, self.inverse_tau * self.membership)
+        absent = None if absent is None else absent[..., None]
+        weights = self._weights(logits, absent, 1)
+        return (linear(weights, self.membership.T) * value[:, None]).sum(2)
+
+    def _weights(self, logits: Tensor, absent: Tensor | None, axis: int) -> Tensor:
+        """α of padded systems; receivers lie along ``axis``, senders along the next."""
         function = ACTIVATIONS[self.activation]
+        both = self.activation == "softmax2d"
+        if absent is not None:
+            excluded = absent.unsqueeze(axis)
+            if both:
+                excluded = excluded | absent.unsqueeze(axis + 1)
+            if function is None:
+                logits = logits.masked_fill(excluded, -math.inf)
         if function is not None:
             weights = function(logits)
-            return weights if present is None else weights * present[:, None, None, :]
-        if present is None:
-            if self.activation == "softmax":
-                return logits.softmax(-1)
-            return logits.flatten(-2).softmax(-1).view_as(logits)
-        absent = ~present[:, None, None, :]
-        if self.activation == "softmax":
-            return logits.masked_fill(absent, -math.inf).softmax(-1)
-        absent = absent | ~present[:, None, :, None]
-        filled = logits.masked_fill(absent, -math.inf)
-        return filled.flatten(-2).softmax(-1).view_as(logits)
+            return weights if absent is None else weights.masked_fill(excluded, 0)
+        if both:
+            return logits.flatten(axis, axis + 1).softmax(axis).view_as(logits)
+        return logits.softmax(axis + 1)
 
     def _local(self, projected: Tensor, graph: Graph, envelope: Tensor) -> Tensor:
         n_atoms = projected.shape[0]
@@ -150,7 +175,7 @@ class Attention(nn.Module):
         query, key, value = projected.view(n_atoms, 3, self.n_heads, -1).unbind(1)
         query = query * self.inverse_tau
         own = (query * key).sum(-1)
-        logits = (query[edges.i] * key[edges.j]).sum(-1)
+        logits = (gather(query, edges.i) * gather(key, edges.j)).sum(-1)
         function = ACTIVATIONS[self.activation]
         if function is not None:
             weights, own_weight = function(logits) * envelope[:, None], function(own)
@@ -163,7 +188,7 @@ class Attention(nn.Module):
             weights = weights / total[edges.i]
             own_weight = own_weight / total
         if self.n_heads == 1:
-            far = edge_moments(weights, value[edges.j, 0], edges, n_atoms)
+            far = edge_moments(weights, gather(value[:, 0], edges.j), edges, n_atoms)
         else:
-            far = edge_sum(weights[:, :, None] * value[edges.j], edges, n_atoms)
+            far = edge_sum(weights[:, :, None] * gather(value, edges.j), edges, n_atoms)
         return (own_weight[:, :, None] * value + far).flatten(1)

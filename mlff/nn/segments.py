@@ -9,6 +9,17 @@ from torch import Tensor
 from mlff.batch import Edges
 
 
+def gather(values: Tensor, index: Tensor) -> Tensor:
+    """Return ``values[index]`` for an index (n_edges,) into the first axis.
+
+    ``index_select`` is several times faster on a CPU; elsewhere its gradient would
+    depend on the order in which threads add.
+    """
+    if values.device.type == "cpu":
+        return values.index_select(0, index)
+    return values[index]
+
+
 def edge_sum(values: Tensor, edges: Edges, n_atoms: int) -> Tensor:
     """Sum edge values over the neighbors of each receiver.
 

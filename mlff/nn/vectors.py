@@ -7,6 +7,8 @@ products over all components. Norms are smooth at zero.
 import torch
 from torch import Tensor, nn
 
+from mlff.nn.linear import Linear
+
 # Radius of the smooth region of a norm. A smaller one puts a force kink at every
 # centrosymmetric site, where vectors vanish: curvature there is 1/ε.
 _EPSILON = 1e-2
@@ -14,7 +16,7 @@ _EPSILON = 1e-2
 
 def smooth_norm(vectors: Tensor) -> Tensor:
     """Return ``sqrt(|v|² + ε²) − ε`` over the components, (n_atoms, F)."""
-    square = (vectors * vectors).sum(1)
+    square = vectors.square().sum(1)
     return torch.sqrt(square + _EPSILON**2) - _EPSILON
 
 
@@ -32,17 +34,19 @@ class GatedEquivariantBlock(nn.Module):
         super().__init__()
         out = 2 if vectors_out else 1
         self.vectors_out = vectors_out
-        self.mix = nn.Linear(n_features, out * n_features, bias=False)
-        self.inner = nn.Linear(2 * n_features, n_features)
-        self.outer = nn.Linear(n_features, out * n_features)
+        self.mix = Linear(n_features, out * n_features, bias=False)
+        self.inner = Linear(2 * n_features, n_features)
+        self.outer = Linear(n_features, out * n_features)
 
     def forward(self, scalars: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Transform scalars (n_atoms, F) and vectors (n_atoms, 3 + internal, F)."""
         width = scalars.shape[1]
         mixed = self.mix(vectors)
-        norms = smooth_norm(mixed[..., :width])
+        lengths, *passed = mixed.split(width, dim=-1)
+        norms = smooth_norm(lengths)
         hidden = nn.functional.silu(self.inner(torch.cat((scalars, norms), 1)))
         out = self.outer(hidden)
         if not self.vectors_out:
             return out, vectors
-        return out[:, :width], out[:, None, width:] * mixed[..., width:]
+        out, gate = out.chunk(2, dim=-1)
+        return out, gate[:, None] * passed[0]

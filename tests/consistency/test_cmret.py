@@ -8,6 +8,7 @@ from mlff.batch import AtomsBatch
 from mlff.models import build_model
 from mlff.models.cmret import CMRETConfig, Interaction
 from mlff.neighbors import neighbor_list
+from mlff.nn.embedding import initial_vectors
 from mlff.nn.radial import ENVELOPES
 from mlff.potential import build_graph
 from mlff.testing.cases import sample_systems
@@ -82,6 +83,26 @@ def test_dense_and_ragged_lists_give_the_same_features():
         )
         torch.testing.assert_close(first.scalars, second.scalars, rtol=0, atol=1e-12)
         torch.testing.assert_close(first.vectors, second.vectors, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("charge_spin", ["internal", "none"])
+def test_first_layer_may_leave_out_components_that_are_zero(charge_spin):
+    torch.manual_seed(0)
+    model = build_model(
+        "cmret", n_features=16, n_layers=2, charge_spin=charge_spin
+    ).double()
+    batch = AtomsBatch.from_atoms(sample_systems())
+    edges = neighbor_list(batch, model.cutoff)
+    graph = build_graph(batch, edges, torch.float64)
+    scalars = model.embedding(batch.numbers)
+    vectors = initial_vectors(batch, 16, charge_spin, torch.float64)
+    assert not vectors[:, :3].any()
+    edge = model._edge_data(graph)
+    full = model.layers[0](scalars, vectors, graph, edge)
+    short = model.layers[0](scalars, vectors[:, 3:], graph, edge)
+    assert full[1].shape == vectors.shape
+    for ours, theirs in zip(short, full, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-13)
 
 
 @pytest.mark.parametrize("name", ENVELOPES)
