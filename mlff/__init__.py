@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlff import dft, testing
-    from mlff.barostats import FlexibleCellRescaling, IsotropicCellRescaling
     from mlff.batch import AtomsBatch
     from mlff.calculator import MLFFCalculator, SumCalculator
+    from mlff.dynamics.barostats import FlexibleCellRescaling, IsotropicCellRescaling
+    from mlff.dynamics.integrators import Langevin, VelocityRescaling, VelocityVerlet
+    from mlff.dynamics.limits import Limits
+    from mlff.dynamics.schedules import Ramp
     from mlff.errors import MlffError, MlffWarning
     from mlff.inference import predict
-    from mlff.integrators import Langevin, VelocityRescaling, VelocityVerlet
-    from mlff.limits import Limits
     from mlff.md import MDOptions, run_md
     from mlff.models import MODELS, build_model
     from mlff.potential import Potential, TrainingInfo, load
     from mlff.relaxation import RelaxOptions, relax
     from mlff.relaxation.optimizers import FIRE, LBFGS
-    from mlff.schedules import Ramp
     from mlff.state import read_state, set_state
     from mlff.train import TrainConfig, evaluate, fit
     from mlff.trajectory import Trajectory
@@ -32,25 +32,25 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "AtomsBatch": "batch",
     "FIRE": "relaxation.optimizers",
-    "FlexibleCellRescaling": "barostats",
-    "IsotropicCellRescaling": "barostats",
+    "FlexibleCellRescaling": "dynamics.barostats",
+    "IsotropicCellRescaling": "dynamics.barostats",
     "LBFGS": "relaxation.optimizers",
-    "Langevin": "integrators",
-    "Limits": "limits",
+    "Langevin": "dynamics.integrators",
+    "Limits": "dynamics.limits",
     "MDOptions": "md",
     "MLFFCalculator": "calculator",
     "MODELS": "models",
     "MlffError": "errors",
     "MlffWarning": "errors",
     "Potential": "potential",
-    "Ramp": "schedules",
+    "Ramp": "dynamics.schedules",
     "RelaxOptions": "relaxation",
     "SumCalculator": "calculator",
     "TrainConfig": "train",
     "TrainingInfo": "potential",
     "Trajectory": "trajectory",
-    "VelocityRescaling": "integrators",
-    "VelocityVerlet": "integrators",
+    "VelocityRescaling": "dynamics.integrators",
+    "VelocityVerlet": "dynamics.integrators",
     "build_model": "models",
     "evaluate": "train",
     "fit": "train",

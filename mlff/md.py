@@ -20,13 +20,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mlff.device import exact
+from mlff.dynamics.integrators import Integrator
+from mlff.dynamics.limits import Limits, Status, Watch
+from mlff.dynamics.phase import MDState
+from mlff.dynamics.record import Recorder
 from mlff.errors import InputError, InputTypeError
 from mlff.forcefield import ForceField
-from mlff.integrators import Integrator
-from mlff.limits import Limits, Status, Watch
-from mlff.phase import MDState
 from mlff.potential import Potential
-from mlff.record import Recorder
 from mlff.start import Start, check_states, digest
 from mlff.trajectory.layout import Frame, Layout
 from mlff.trajectory.series import Series

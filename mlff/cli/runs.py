@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlff.config import from_table, read_toml
+from mlff.dynamics.limits import Limits
 from mlff.errors import InputError
-from mlff.limits import Limits
 
 if TYPE_CHECKING:
-    from mlff.integrators import Integrator
+    from mlff.dynamics.integrators import Integrator
+    from mlff.dynamics.schedules import Target
     from mlff.potential import Potential
-    from mlff.schedules import Target
 
 Config = TypeVar("Config")
 
@@ -145,7 +145,7 @@ class MDConfig:
 
     def integrator(self) -> "Integrator":
         """Return what moves the systems."""
-        from mlff import barostats, integrators
+        from mlff.dynamics import barostats, integrators
 
         shared = _given(
             timestep_fs=self.timestep_fs,
@@ -232,7 +232,7 @@ def _given(**settings: Any) -> dict[str, Any]:
 
 
 def _target(course: Course | None) -> "Target | None":
-    from mlff.schedules import Ramp
+    from mlff.dynamics.schedules import Ramp
 
     if not isinstance(course, tuple):
         return course

@@ -24,9 +24,9 @@ from tqdm import tqdm
 from mlff.batch import AtomsBatch
 from mlff.constraints import mobile_atoms
 from mlff.device import exact
+from mlff.dynamics.limits import Limits
 from mlff.errors import InputError, InputTypeError
 from mlff.inference import check_batch
-from mlff.limits import Limits
 from mlff.potential import Potential
 from mlff.relaxation.descent import Optimizer
 from mlff.relaxation.flight import Flight, FlightPlan

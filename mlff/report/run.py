@@ -16,16 +16,16 @@ from ase.data import chemical_symbols
 from ase.formula import Formula
 from numpy.typing import NDArray
 
+from mlff.dynamics.limits import Status
+from mlff.dynamics.schedules import Ramp
 from mlff.errors import InputError
-from mlff.limits import Status
-from mlff.schedules import Ramp
 from mlff.state import State, read_state
 from mlff.trajectory import Trajectory
 
 if TYPE_CHECKING:
-    from mlff.integrators import Integrator
+    from mlff.dynamics.integrators import Integrator
+    from mlff.dynamics.record import Series
     from mlff.md import MDResult
-    from mlff.record import Series
 
 Array = NDArray[np.float64]
 
@@ -288,7 +288,7 @@ def _target(settings: Mapping[str, Any], times_fs: Array) -> Array | None:
     """Temperature asked for at each frame, (n_frames, n_systems or 1), K.
 
     Args:
-        settings: as :meth:`mlff.integrators.Integrator.settings` returns them.
+        settings: as :meth:`mlff.dynamics.integrators.Integrator.settings` returns them.
         times_fs: of the frames.
     """
     target = {**settings, **settings.get("thermostat", {})}.get("temperature_K")

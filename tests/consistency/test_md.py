@@ -10,8 +10,8 @@ from moving import molecules, random_potential
 
 import mlff
 from mlff.demo import methylene
+from mlff.dynamics.limits import Limits
 from mlff.errors import InputError, InputTypeError, StateError
-from mlff.limits import Limits
 from mlff.md import MDOptions, run_md
 
 QUIET = MDOptions(progress=False)

@@ -20,9 +20,9 @@ from moving import molecules, random_potential
 
 import mlff
 from mlff import relaxation
+from mlff.dynamics.limits import Limits
 from mlff.errors import InputError, InputTypeError
 from mlff.forcefield import ForceField
-from mlff.limits import Limits
 from mlff.potential import Potential
 from mlff.relaxation import RelaxOptions, flight
 from mlff.relaxation import relax as relax_with_bar

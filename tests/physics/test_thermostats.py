@@ -18,7 +18,7 @@ from toy_forcefields import IdealGas, Springs
 
 import mlff
 from mlff.batch import AtomsBatch
-from mlff.integrators import Langevin, VelocityRescaling
+from mlff.dynamics.integrators import Langevin, VelocityRescaling
 
 TEMPERATURE_K = 300.0
 KT = units.kB * TEMPERATURE_K

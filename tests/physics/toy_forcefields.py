@@ -35,6 +35,25 @@ class IdealGas:
 
 
 @dataclass(frozen=True)
+class ElasticCell:
+    """Atoms without forces in a cell that resists shear: U = k (tr(h hᵀ)/V^(2/3) − 3).
+
+    h is a cell that was a cube at first; k in eV.
+    """
+
+    k: float
+
+    def __call__(self, batch: AtomsBatch) -> Evaluation:
+        one = torch.eye(3, dtype=torch.float64)
+        unit = batch.cell / torch.linalg.det(batch.cell)[:, None, None] ** (1 / 3)
+        square = unit.mT @ unit
+        trace = square.diagonal(dim1=1, dim2=2).sum(1)
+        virial = 2.0 * self.k * (square - trace[:, None, None] * one / 3.0)
+        forces = torch.zeros_like(batch.positions)
+        return evaluation(batch, self.k * (trace - 3.0), forces, virial)
+
+
+@dataclass(frozen=True)
 class Springs:
     """Each atom on a spring of its own to the place where it was made, k in eV/Å²."""
 

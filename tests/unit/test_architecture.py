@@ -19,14 +19,12 @@ ROOT = Path(__file__).parents[2]
 LAYERS = {
     **dict.fromkeys(("errors", "units", "properties", "files"), 0),
     **dict.fromkeys(("batch", "state", "tensorfile", "config", "device"), 1),
-    **dict.fromkeys(("noise", "schedules"), 1),
     **dict.fromkeys(("neighbors", "nn", "data", "dataset", "frames", "vetting"), 2),
     **dict.fromkeys(("region", "constraints", "trajectory"), 2),
     "models.base": 2,  # the vocabulary that models and heads share
     **dict.fromkeys(("models", "heads"), 3),
     **dict.fromkeys(("potential", "inference", "recipe", "evaluation", "trainer"), 4),
     **dict.fromkeys(("forcefield", "start", "dynamics"), 4),
-    **dict.fromkeys(("phase", "integrators", "barostats", "limits", "record"), 4),
     **dict.fromkeys(("calculator", "train", "md", "relaxation", "scan", "crossing"), 5),
     **dict.fromkeys(("demo", "report"), 6),
     "cli": 7,

@@ -14,12 +14,12 @@ import pytest
 from ase import Atoms
 from matplotlib.image import imread
 
-from mlff import barostats, integrators
 from mlff.cli import main
 from mlff.cli.runs import MDConfig, read_config
 from mlff.demo import methylene
+from mlff.dynamics import barostats, integrators
+from mlff.dynamics.schedules import Ramp
 from mlff.errors import InputError
-from mlff.schedules import Ramp
 from mlff.state import read_state
 from mlff.trajectory import Trajectory
 
@@ -228,7 +228,7 @@ def test_a_run_made_longer_is_the_run_made_at_once(folder):
 
 
 def test_ctrl_c_says_how_to_go_on_and_that_goes_on(folder, capsys, monkeypatch):
-    from mlff.record import Recorder
+    from mlff.dynamics.record import Recorder
 
     command = ["md", "ch2.xyz", *RUN]
     assert main([*command, "--out", "whole"]) == 0

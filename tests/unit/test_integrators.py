@@ -11,10 +11,10 @@ import torch
 from ase import units
 from springs import NAMES, started
 
+from mlff.dynamics.integrators import Langevin, VelocityRescaling, VelocityVerlet
+from mlff.dynamics.phase import chi_squares, without_motion
+from mlff.dynamics.schedules import Ramp
 from mlff.errors import InputError
-from mlff.integrators import Langevin, VelocityRescaling, VelocityVerlet
-from mlff.phase import chi_squares, without_motion
-from mlff.schedules import Ramp
 
 VERLET = VelocityVerlet(timestep_fs=0.5)
 LANGEVIN = Langevin(timestep_fs=0.5, temperature_K=300, friction_per_fs=0.02)

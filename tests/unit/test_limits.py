@@ -4,9 +4,9 @@ import pytest
 import torch
 from springs import started
 
+from mlff.dynamics.integrators import VelocityVerlet
+from mlff.dynamics.limits import Limits, Status, Watch
 from mlff.errors import InputError
-from mlff.integrators import VelocityVerlet
-from mlff.limits import Limits, Status, Watch
 
 INTEGRATOR = VelocityVerlet(timestep_fs=0.5)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from mlff.noise import normal
+from mlff.dynamics.noise import normal
 
 
 def drawn(n_rows=5000, step=7, n=4, stream=0):

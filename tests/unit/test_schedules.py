@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from mlff.dynamics.schedules import Ramp, at_time, check_target, described
 from mlff.errors import InputError
-from mlff.schedules import Ramp, at_time, check_target, described
 
 CPU = torch.device("cpu")
 

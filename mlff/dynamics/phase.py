@@ -12,10 +12,10 @@ from ase import units
 from torch import Tensor
 
 from mlff.batch import AtomsBatch
+from mlff.dynamics.noise import normal
 from mlff.forcefield import Evaluation
-from mlff.noise import normal
 
-#: Streams of noise; see :func:`mlff.noise.normal`.
+#: Streams of noise; see :func:`mlff.dynamics.noise.normal`.
 THERMOSTAT, INITIAL, BAROSTAT = 0, 1, 2
 
 

@@ -56,12 +56,12 @@ from ase import units
 from torch import Tensor
 
 from mlff.batch import AtomsBatch
+from mlff.dynamics.integrators import Integrator, Langevin, VelocityRescaling
+from mlff.dynamics.noise import normal
+from mlff.dynamics.phase import BAROSTAT, MDState
+from mlff.dynamics.schedules import Target, at_time, check_target
 from mlff.errors import InputError, InputTypeError
 from mlff.forcefield import ForceField
-from mlff.integrators import Integrator, Langevin, VelocityRescaling
-from mlff.noise import normal
-from mlff.phase import BAROSTAT, MDState
-from mlff.schedules import Target, at_time, check_target
 
 # Rows of noise that no atom has.
 _SIZE, _SHAPE = -1, -2

@@ -12,8 +12,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from mlff.dynamics.phase import MDState
 from mlff.errors import InputError
-from mlff.phase import MDState
 from mlff.potential import Potential
 from mlff.region import MARGIN_A, MARGIN_DEGREES, Region
 

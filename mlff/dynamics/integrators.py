@@ -1,9 +1,10 @@
 """Equations of motion for many systems at once: frozen ``init``/``step`` pairs.
 
-An integrator holds settings, an :class:`mlff.phase.MDState` everything that changes; a
-step is a function of the two and of the force field, makes one force call, and never
-waits for the device. Noise is a function of seed, step and atom (:mod:`mlff.noise`), so
-a state is all that a restart needs and a system moves alone as it does in a batch.
+An integrator holds settings, an :class:`mlff.dynamics.phase.MDState` everything that
+changes; a step is a function of the two and of the force field, makes one force call,
+and never waits for the device. Noise is a function of seed, step and atom
+(:mod:`mlff.dynamics.noise`), so a state is all that a restart needs and a system moves
+alone as it does in a batch.
 
 Units: eV, Å, amu and ASE's time Å·sqrt(amu/eV) inside; arguments carry their unit.
 
@@ -26,9 +27,7 @@ from ase import units
 from torch import Tensor
 
 from mlff.batch import AtomsBatch
-from mlff.errors import InputError
-from mlff.forcefield import ForceField
-from mlff.phase import (
+from mlff.dynamics.phase import (
     INITIAL,
     THERMOSTAT,
     MDState,
@@ -38,7 +37,9 @@ from mlff.phase import (
     thermal_momenta,
     without_motion,
 )
-from mlff.schedules import Target, at_time, check_target, described
+from mlff.dynamics.schedules import Target, at_time, check_target, described
+from mlff.errors import InputError
+from mlff.forcefield import ForceField
 
 # System k of a batch with the one seed s has the seed s · 2^20 + k.
 _SEEDS_APART = 1 << 20
