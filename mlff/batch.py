@@ -323,6 +323,8 @@ def check_geometry(atoms: Atoms) -> None:
         InputError: empty, not finite, out of range, unknown element, or a periodic
             axis that its cell does not span.
     """
+    if not isinstance(atoms, Atoms):
+        raise InputTypeError(f"`atoms` must be ASE Atoms, got {type(atoms).__name__}")
     if len(atoms) == 0:
         raise InputError("`atoms` is empty: an energy needs at least one atom")
     numbers = atoms.numbers

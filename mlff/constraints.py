@@ -30,6 +30,12 @@ def mobile_atoms(systems: Sequence[Atoms]) -> Tensor:
                     "supported in a batch, only FixAtoms is; run this system through "
                     "ASE with mlff.MLFFCalculator"
                 )
-            mobile[constraint.get_indices()] = False
+            fixed = constraint.get_indices()
+            if ((fixed < -len(atoms)) | (fixed >= len(atoms))).any():
+                raise InputError(
+                    f"system {index}: FixAtoms names atoms {fixed.tolist()[:5]}, but "
+                    f"there are {len(atoms)}"
+                )
+            mobile[fixed] = False
         masks.append(mobile)
     return torch.from_numpy(np.concatenate(masks))

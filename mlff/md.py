@@ -6,7 +6,7 @@ a step. Frames go to one HDF5 file (:mod:`mlff.trajectory`), each a point from w
 killed run continues to the same numbers.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mlff.device import exact
-from mlff.dynamics.integrators import Integrator
+from mlff.dynamics.integrators import Integrator, is_number
 from mlff.dynamics.limits import Limits, Status, Watch
 from mlff.dynamics.phase import MDState
 from mlff.dynamics.record import Recorder
@@ -50,6 +50,22 @@ class MDOptions:
     skin_A: float | None = None
     overwrite: bool = False
     progress: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.limits, Limits):
+            raise InputTypeError(f"`limits` must be a Limits, got {self.limits!r}")
+        if self.skin_A is not None:
+            if not is_number(self.skin_A) or self.skin_A < 0:
+                raise InputError(
+                    f"`skin_A` must be zero or positive, got {self.skin_A!r}"
+                )
+            object.__setattr__(self, "skin_A", float(self.skin_A))
+        if not isinstance(self.states, Iterable):
+            raise InputError(
+                f"`states` must hold (charge, multiplicity) pairs, got {self.states!r}"
+            )
+        # Kept: what can be read once would be empty at the second reading.
+        object.__setattr__(self, "states", tuple(self.states))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +133,9 @@ def run_md(
     Raises:
         InputError: whatever is wrong with the systems or settings, before any step.
     """
-    options = options or MDOptions()
-    _check_call(potential, integrator, n_steps, every)
+    options = MDOptions() if options is None else options
+    _check_call(potential, integrator, n_steps, every, options)
+    n_steps, every = int(n_steps), int(every)
     with torch.no_grad(), exact(potential.device):
         run = _Run(systems, potential, integrator, options)
         recorder = Recorder(
@@ -134,7 +151,13 @@ def run_md(
         return run.result(recorder.series())
 
 
-def _check_call(potential: Any, integrator: Any, n_steps: Any, every: Any) -> None:
+def _check_call(
+    potential: Any, integrator: Any, n_steps: Any, every: Any, options: Any
+) -> None:
+    if not isinstance(options, MDOptions):
+        raise InputTypeError(
+            f"`options` must be an MDOptions, got {type(options).__name__}"
+        )
     if not isinstance(potential, Potential):
         raise InputTypeError(
             "`potential` must be a Potential, for example mlff.load('ch2'), got "
@@ -186,6 +209,11 @@ class _Run:
     def go(self, recorder: Recorder, n_steps: int, every: int) -> None:
         """Make all steps that are left."""
         if recorder.last is not None:
+            if recorder.last.step > n_steps:
+                raise InputError(
+                    f"`n_steps`={n_steps} is less than the {recorder.last.step} steps "
+                    "that the run has made; it may only grow"
+                )
             self._restore(recorder.last)
         else:
             recorder.append(self.frame())
@@ -330,9 +358,10 @@ def _atoms(systems: Sequence[Atoms], state: MDState) -> list[Atoms]:
     out = []
     for index, (positions, momenta, forces) in enumerate(zip(*per_atom, strict=True)):
         atoms = systems[index].copy()
-        atoms.set_positions(positions, apply_constraint=False)
+        # Not by set_positions, which keeps the type of what was there: float32, int.
+        atoms.arrays["positions"] = positions.copy()
+        atoms.arrays["momenta"] = momenta.copy()
         atoms.set_cell(cells[index])
-        atoms.set_momenta(momenta, apply_constraint=False)
         energy = energies[index]
         atoms.calc = SinglePointCalculator(
             atoms, energy=energy, free_energy=energy, forces=forces.copy()

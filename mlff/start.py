@@ -5,7 +5,7 @@ masses, momenta, and which atoms may move.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -142,9 +142,10 @@ def check_states(
 
 
 def _pair(state: Any) -> tuple[int, int]:
-    integers = (int, np.integer)
-    if len(state) != 2 or not all(isinstance(value, integers) for value in state):
+    pair = tuple(state) if isinstance(state, Iterable) else ()
+    whole = [isinstance(x, (int, np.integer)) and x is not True for x in pair]
+    if len(pair) != 2 or not all(whole):
         raise InputError(
             f"`states` must hold (charge, multiplicity) as integers, got {state!r}"
         )
-    return int(state[0]), int(state[1])
+    return int(pair[0]), int(pair[1])

@@ -179,6 +179,7 @@ def _md(arguments: argparse.Namespace) -> int:
     folder = _check_folder(config.out, TRAJECTORY, arguments)
     integrator = config.integrator()
     systems = _systems(config)
+    _check_frames(systems[:: config.replicas])
     potential = config.potential()
     folder.mkdir(exist_ok=True)
     print(
@@ -245,6 +246,25 @@ def _systems(config: "MDConfig") -> list["Atoms"]:
     return [frame.copy() for frame in frames for _ in range(config.replicas)]
 
 
+def _plain(frame: "Atoms") -> "Atoms":
+    """A copy whose ``info`` holds nothing that a file would take for a result."""
+    from mlff.relaxation.relaxed import without_results
+
+    out = without_results(frame)
+    out.calc = frame.calc
+    return out
+
+
+def _check_frames(frames: list["Atoms"]) -> None:
+    """Refuse before a run what could not be written after it."""
+    from mlff.relaxation.framelog import check_frame
+
+    for index, frame in enumerate(frames):
+        plain = _plain(frame)
+        plain.calc = None
+        check_frame(plain, f"frame {index}")
+
+
 def _write_frames(path: Path, frames: list["Atoms"]) -> None:
     import io
 
@@ -253,7 +273,7 @@ def _write_frames(path: Path, frames: list["Atoms"]) -> None:
     from mlff.files import write_atomic
 
     text = io.StringIO()
-    write(text, frames, format="extxyz")
+    write(text, [_plain(frame) for frame in frames], format="extxyz")
     write_atomic(path, text.getvalue().encode())
 
 
@@ -301,6 +321,7 @@ def _relax(arguments: argparse.Namespace) -> int:
     config = read_config(RelaxConfig, arguments)
     folder = _check_folder(config.out, FINISHED, arguments)
     systems = read_structures(config.structures, config.charge, config.spin)
+    _check_frames(systems)
     potential = config.potential()
     folder.mkdir(exist_ok=True)
     print(f"{len(systems)} systems, {sum(map(len, systems))} atoms")

@@ -108,6 +108,8 @@ class MDConfig:
         length = self.steps if self.steps is not None else self.picoseconds
         if length is None or not 0 < length < math.inf:
             raise InputError(f"`steps` or `picoseconds` must be positive, got {length}")
+        if self.timestep_fs > 0 and self.n_steps < 1:
+            raise InputError(f"`picoseconds`={length:g} is shorter than a step")
         if self.export not in (None, "extxyz", "traj"):
             raise InputError(
                 f"`export` must be 'extxyz' or 'traj', got {self.export!r}"

@@ -56,7 +56,7 @@ from ase import units
 from torch import Tensor
 
 from mlff.batch import AtomsBatch
-from mlff.dynamics.integrators import Integrator, Langevin, VelocityRescaling
+from mlff.dynamics.integrators import Integrator, Langevin, VelocityRescaling, is_number
 from mlff.dynamics.noise import normal
 from mlff.dynamics.phase import BAROSTAT, MDState
 from mlff.dynamics.schedules import Target, at_time, check_target
@@ -107,7 +107,7 @@ class CellRescaling(Integrator):
             object.__setattr__(self, name, getattr(thermostat, name))
         super().__post_init__()
         tau = self.time_constant_fs
-        if not (isinstance(tau, (int, float)) and self.timestep_fs < tau < 1e9):
+        if not (is_number(tau) and self.timestep_fs < tau < 1e9):
             raise InputError(
                 f"`time_constant_fs` must exceed the time step of {self.timestep_fs:g} "
                 f"fs, got {tau!r}; 500 to 5000 fs is usual"
@@ -196,11 +196,17 @@ class CellRescaling(Integrator):
 
         (n_systems, 3, 3) and (n_systems,).
         """
-        batch, device = state.batch, state.momenta.device
+        batch, heat, device = state.batch, state.heat, state.momenta.device
         time_fs = state.step * self.timestep_fs
-        pressure = at_time(self.pressure_GPa, time_fs, device)
-        temperature = at_time(self.thermostat.temperature_K, time_fs, device)
-        beta = at_time(self.compressibility_per_GPa, 0.0, device)
+        pressure = at_time(
+            self.pressure_GPa, time_fs, heat, "pressure_GPa", lowest=None
+        )
+        temperature = at_time(
+            self.thermostat.temperature_K, time_fs, heat, "temperature_K"
+        )
+        beta = at_time(
+            self.compressibility_per_GPa, 0.0, heat, "compressibility_per_GPa"
+        )
         volume = _volume(batch)
         # Products with a tensor on the device take numbers without a copy to it.
         every = torch.ones_like(volume)

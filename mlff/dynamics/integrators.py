@@ -62,14 +62,23 @@ class Integrator(ABC):
     remove_motion: bool = False
 
     def __post_init__(self) -> None:
-        if not (_is_number(self.timestep_fs) and 0 < self.timestep_fs <= 100):
+        if not (is_number(self.timestep_fs) and 0 < self.timestep_fs <= 100):
             raise InputError(
                 f"`timestep_fs` must lie in (0, 100] fs, got {self.timestep_fs!r}; "
                 "0.25 to 1 is usual with hydrogen"
             )
-        seeds = np.atleast_1d(np.asarray(self.seed))
-        if seeds.dtype.kind not in "iu" or (abs(seeds) >= 2**43).any():
+        try:
+            seeds = np.atleast_1d(np.asarray(self.seed))
+        except ValueError:  # sequences of several lengths
+            seeds = np.empty(0)
+        # Not by abs(), of which the smallest integer has none.
+        whole = seeds.dtype.kind in "iu"
+        if not whole or (seeds <= -(2**43)).any() or (seeds >= 2**43).any():
             raise InputError(f"`seed` must be integers below 2^43, got {self.seed!r}")
+        if not isinstance(self.remove_motion, (bool, np.bool_)):
+            raise InputError(
+                f"`remove_motion` must be True or False, got {self.remove_motion!r}"
+            )
 
     @property
     def needs_stress(self) -> bool:
@@ -154,7 +163,7 @@ class Integrator(ABC):
         target = self.initial_temperature()
         if target is None:
             return state
-        temperature = at_time(target, 0.0, state.momenta.device)
+        temperature = at_time(target, 0.0, state.heat, "temperature_K")
         drawn = thermal_momenta(state, temperature, INITIAL)
         at_rest = (state.batch.total(state.momenta.abs().sum(1)) == 0)[
             state.batch.system
@@ -226,13 +235,14 @@ class Langevin(Integrator):
 
     def thermostatted(self, state: MDState) -> MDState:
         """``p ← e^(−γΔt) p + sqrt((1 − e^(−2γΔt)) m k_B T) ξ``."""
-        device = state.momenta.device
         time_fs = state.step * self.timestep_fs
-        friction = at_time(self.friction_per_fs, 0.0, device)
+        friction = at_time(self.friction_per_fs, 0.0, state.heat, "friction_per_fs")
         loss = -self.timestep_fs * per_atom(friction, state.batch)
         kept = torch.exp(loss)[:, None] if isinstance(loss, Tensor) else math.exp(loss)
         noise = thermal_momenta(
-            state, at_time(self.temperature_K, time_fs, device), THERMOSTAT
+            state,
+            at_time(self.temperature_K, time_fs, state.heat, "temperature_K"),
+            THERMOSTAT,
         )
         momenta = kept * state.momenta + (1.0 - kept**2) ** 0.5 * noise
         after = state.replace(momenta=momenta)
@@ -262,7 +272,7 @@ class VelocityRescaling(Integrator):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (_is_number(self.time_constant_fs) and self.time_constant_fs > 0):
+        if not (is_number(self.time_constant_fs) and self.time_constant_fs > 0):
             raise InputError(
                 f"`time_constant_fs` must be positive, got {self.time_constant_fs!r}"
             )
@@ -281,9 +291,9 @@ class VelocityRescaling(Integrator):
 
     def thermostatted(self, state: MDState) -> MDState:
         """Multiply the velocities of each system by its factor α."""
-        device, dof = state.momenta.device, state.dof
+        dof = state.dof
         time_fs = state.step * self.timestep_fs
-        temperature = at_time(self.temperature_K, time_fs, device)
+        temperature = at_time(self.temperature_K, time_fs, state.heat, "temperature_K")
         kept = float(np.exp(-self.timestep_fs / self.time_constant_fs))
         kinetic = state.kinetic_energy()
         moves = (dof > 0) & (kinetic > 0)
@@ -326,6 +336,7 @@ def _seeds(seed: int | Sequence[int], batch: AtomsBatch) -> Tensor:
     return seeds
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether this is one finite number, a bool not counted as one."""
     whole = isinstance(value, (int, float, np.integer, np.floating))
     return whole and not isinstance(value, bool) and bool(np.isfinite(value))

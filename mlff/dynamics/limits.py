@@ -7,7 +7,8 @@ device in every step, from forces that have not moved an atom yet.
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Self
+from numbers import Real
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -85,16 +86,18 @@ class Limits:
     def __post_init__(self) -> None:
         for name in ("max_force_eV_per_A", "max_temperature_K"):
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not value > 0:
+            if not _is_real(value) or not value > 0:
                 raise InputError(f"`{name}` must be a positive number, got {value!r}")
+            object.__setattr__(self, name, float(value))
         if self.region not in ("ignore", "freeze"):
             raise InputError(
                 f"`region` must be 'ignore' or 'freeze', got {self.region!r}"
             )
         for name in ("margin_A", "margin_degrees"):
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not value >= 0:
+            if not _is_real(value) or not value >= 0:
                 raise InputError(f"`{name}` must be zero or positive, got {value!r}")
+            object.__setattr__(self, name, float(value))
 
     def watched(self, potential: Potential) -> Region | None:
         """Return the region to watch, if any.
@@ -147,6 +150,10 @@ class Limits:
         )
         status = status.masked_fill(largest > self.max_force_eV_per_A**2, Status.FORCE)
         return status.masked_fill(~finite, Status.NOT_FINITE)
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _kept(before: MDState, after: MDState, good: Tensor) -> MDState:

@@ -33,7 +33,19 @@ class Ramp:
     values: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        times, values = self.times_fs, self.values
+        try:
+            times, values = (
+                tuple(float(x) for x in points)
+                for points in (self.times_fs, self.values)
+            )
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                "`times_fs` and `values` must be sequences of numbers, got "
+                f"{self.times_fs!r} and {self.values!r}"
+            ) from error
+        # Floats of Python, which a trajectory can hold.
+        object.__setattr__(self, "times_fs", times)
+        object.__setattr__(self, "values", values)
         if len(times) != len(values) or len(times) == 0:
             raise InputError(
                 f"`values` must be one for each of the {len(times)} `times_fs`, got "
@@ -49,11 +61,33 @@ class Ramp:
         return float(np.interp(time_fs, self.times_fs, self.values))
 
 
-def at_time(target: Target, time_fs: float, device: torch.device) -> Tensor | float:
-    """Return a target at a time: a number, or (n_systems,) float64 on the device."""
-    value = target(time_fs) if callable(target) else target
+def at_time(
+    target: Target,
+    time_fs: float,
+    like: Tensor,
+    name: str,
+    *,
+    lowest: float | None = 0.0,
+) -> Tensor | float:
+    """Return a target at a time: a number, or (n_systems,) float64 on the device.
+
+    Args:
+        target: checked by :func:`check_target`.
+        time_fs: fs.
+        like: anything (n_systems, …) on the device.
+        name: of the argument, for the error.
+        lowest: as there.
+
+    Raises:
+        InputError: a function returns what cannot be.
+    """
+    device = like.device
+    value: Any = target
+    if callable(target):
+        value = target(time_fs)
+        _check_value(value, len(like), f"{name}` at {time_fs:g} fs", lowest)
     if np.ndim(value) == 0:
-        return float(value)  # type: ignore[arg-type]
+        return float(value)
     return _on_device(tuple(np.asarray(value, float).tolist()), device)
 
 
@@ -78,25 +112,42 @@ def check_target(
         InputError: not a number, not finite, too low, or the wrong count.
     """
     value = target(0.0) if callable(target) else target
+    _check_value(value, n_systems, f"{name}`", lowest)
+
+
+def _check_value(value: Any, n_systems: int, name: str, lowest: float | None) -> None:
+    wrong = InputError(
+        f"`{name} must be a number, one per system or a function of the time in fs, "
+        f"got {value!r}"
+    )
     try:
-        array = np.asarray(value, float)
+        array = np.asarray(value)
     except (TypeError, ValueError) as error:
-        raise InputError(
-            f"`{name}` must be a number, one per system or a function of the time in "
-            f"fs, got {value!r}"
-        ) from error
+        raise wrong from error
+    if array.dtype.kind not in "iuf":
+        raise wrong
     if array.ndim > 1 or (array.ndim == 1 and len(array) != n_systems):
         raise InputError(
-            f"`{name}` must be one value or one per system ({n_systems}), got shape "
+            f"`{name} must be one value or one per system ({n_systems}), got shape "
             f"{array.shape}"
         )
     if not np.isfinite(array).all() or (lowest is not None and (array < lowest).any()):
         needed = "finite" if lowest is None else f"finite and at least {lowest:g}"
-        raise InputError(f"`{name}` must be {needed}, got {value!r}")
+        raise InputError(f"`{name} must be {needed}, got {value!r}")
 
 
 # Where a function is looked at, fs: it has no other description.
 _SAMPLED_FS = (0.0, *(10.0**k for k in range(7)))
+
+
+def _sample(function: Callable[[float], Any], time_fs: float) -> Any:
+    # A function need not be defined where the run does not come; and what is no number
+    # would not equal itself when the run is resumed.
+    try:
+        value = np.asarray(function(time_fs), float)
+    except Exception:
+        return None
+    return value.tolist() if np.isfinite(value).all() else None
 
 
 def described(target: Any) -> Any:
@@ -107,6 +158,5 @@ def described(target: Any) -> Any:
     if isinstance(target, Ramp):
         return {"times_fs": list(target.times_fs), "values": list(target.values)}
     if callable(target):
-        values = [np.asarray(target(t), float).tolist() for t in _SAMPLED_FS]
-        return {"function": values}
+        return {"function": [_sample(target, time_fs) for time_fs in _SAMPLED_FS]}
     return np.asarray(target, float).tolist()

@@ -110,7 +110,7 @@ def relax(
         InputError: whatever is wrong with a system or a setting, before any step; the
             text names the system.
     """
-    options = options or RelaxOptions()
+    options = RelaxOptions() if options is None else options
     method = _method(optimizer)
     _check_call(potential, fmax, max_steps, options)
     with torch.no_grad(), exact(potential.device), ExitStack() as stack:
@@ -199,7 +199,7 @@ def _settings(plan: FlightPlan, limits: Limits) -> str:
 def _method(optimizer: Any) -> Optimizer[Any]:
     if isinstance(optimizer, Optimizer):
         return optimizer
-    if optimizer not in OPTIMIZERS:
+    if not isinstance(optimizer, str) or optimizer not in OPTIMIZERS:
         raise InputError(
             f"`optimizer` must be one of {sorted(OPTIMIZERS)} or an instance from "
             f"mlff.relaxation.optimizers, got {optimizer!r}"
@@ -210,6 +210,12 @@ def _method(optimizer: Any) -> Optimizer[Any]:
 def _check_call(
     potential: Any, fmax: Any, max_steps: Any, options: RelaxOptions
 ) -> None:
+    if not isinstance(options, RelaxOptions):
+        raise InputTypeError(
+            f"`options` must be a RelaxOptions, got {type(options).__name__}"
+        )
+    if not isinstance(options.limits, Limits):
+        raise InputTypeError(f"`limits` must be a Limits, got {options.limits!r}")
     if not isinstance(potential, Potential):
         raise InputTypeError(
             "`potential` must be a Potential, for example mlff.load('ch2'), got "
@@ -223,7 +229,7 @@ def _check_call(
         counts["max_systems"] = (options.max_systems, 1)
     for name, (value, lowest) in counts.items():
         whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-        if not whole or value < lowest:
+        if not whole or not lowest <= value < 2**63:
             raise InputError(f"`{name}` must be an integer ≥ {lowest}, got {value!r}")
     if options.resume and options.out is None:
         raise InputError("`resume` needs `out`, the file to go on with")

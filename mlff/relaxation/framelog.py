@@ -9,13 +9,15 @@ import contextlib
 import fcntl
 import io
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 from ase import Atoms
-from ase.io import write
+from ase.io import read, write
 
-from mlff.errors import InputError
+from mlff.errors import InputError, MlffWarning
 from mlff.frames import read_frames
 
 _SUFFIXES = (".xyz", ".extxyz")
@@ -33,6 +35,7 @@ class FrameLog:
 
     Attributes:
         frames: what was there.
+        torn: how what follows them begins; :meth:`begin` cuts it off.
 
     Raises:
         InputError: another suffix, a file that cannot be written, that another process
@@ -45,6 +48,7 @@ class FrameLog:
     ) -> None:
         self.path = path
         self.frames: list[Atoms] = []
+        self.torn = b""
         if path.suffix.lower() not in _SUFFIXES:
             raise InputError(f"`out` must end in .xyz or .extxyz, got {str(path)!r}")
         try:
@@ -73,27 +77,17 @@ class FrameLog:
             raise InputError(
                 f"{self.path} exists; resume it, overwrite it, or write elsewhere"
             )
-        self._file.truncate(self._size)
         if self._size:
-            self.frames = read_frames(self.path, "extxyz")
+            with warnings.catch_warnings():
+                # Of a torn frame, which is made again.
+                warnings.simplefilter("ignore", MlffWarning)
+                self.frames = read_frames(self.path, "extxyz")
+        if resume:
+            self.torn = os.pread(self._file.fileno(), 4096, self._size)
 
-    def check(self, frame: Atoms, name: str) -> None:
-        """Raise if a frame is one that this file cannot hold.
-
-        Args:
-            frame: what will be written later.
-            name: what it is called in the error.
-
-        Raises:
-            InputError: says why.
-        """
-        try:
-            _formatted([frame])
-        except Exception as error:  # ASE raises whatever its formatting steps raise
-            raise InputError(
-                f"{name}: extended XYZ cannot hold its `info` or arrays: {error}; "
-                "remove what it names, or give no file"
-            ) from error
+    def begin(self) -> None:
+        """Cut off what no whole frame is, before the first that comes."""
+        self._file.truncate(self._size)
 
     def append(self, frames: Sequence[Atoms]) -> None:
         """Write frames and wait until they are on the disk.
@@ -101,6 +95,7 @@ class FrameLog:
         Raises:
             OSError: the disk is full or failed; earlier frames are safe.
         """
+        self.begin()
         content = memoryview(_formatted(frames))
         written = 0
         try:
@@ -122,6 +117,32 @@ class FrameLog:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+
+def check_frame(frame: Atoms, name: str) -> None:
+    """Raise if a frame is one that extended XYZ cannot hold.
+
+    Args:
+        frame: with its charge and spin in ``info``.
+        name: what it is called in the error.
+
+    Raises:
+        InputError: says why.
+    """
+    try:
+        content = _formatted([frame]).decode()
+        (back,) = read(io.StringIO(content), ":", format="extxyz")
+        whole = content.count("\n") == len(frame) + 2
+        if not (whole and np.array_equal(back.numbers, frame.numbers)):
+            raise ValueError("it is not read back as it was written")
+        for key in ("charge", "spin"):
+            if back.info.get(key) != frame.info.get(key):
+                raise ValueError(f"`{key}` is not read back as it was written")
+    except Exception as error:  # ASE raises whatever its formatting steps raise
+        raise InputError(
+            f"{name}: extended XYZ cannot hold its `info` or arrays: {error}; "
+            "remove what it names, or give no file"
+        ) from error
 
 
 def _formatted(frames: Sequence[Atoms]) -> bytes:

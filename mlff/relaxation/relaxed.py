@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from mlff.batch import AtomsBatch
 from mlff.errors import InputError
-from mlff.relaxation.framelog import FrameLog
+from mlff.relaxation.framelog import FrameLog, check_frame
 from mlff.start import digest
 
 Array = np.ndarray[Any, Any]
@@ -21,7 +22,10 @@ Array = np.ndarray[Any, Any]
 # Keys in ``info`` of a frame in the file.
 _SYSTEM, _KEY = "relax_system", "relax_input"
 _STEPS, _FMAX, _CONVERGED = "relax_steps", "relax_fmax", "relax_converged"
-_REASON = "relax_reason"
+_REASON, _CHECK = "relax_reason", "relax_check"
+
+# Decimals of positions and forces in extended XYZ as ASE writes it.
+_DECIMALS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,18 +106,33 @@ class Results:
                 system.
         """
         self._log, self._keys = log, self._all_keys(settings)
+        other = InputError(
+            f"{log.path} is of other systems or other settings: only the same "
+            "relaxation can be resumed; give what it began with, or write elsewhere"
+        )
         for frame in log.frames:
-            index = int(frame.info.get(_SYSTEM, -1))
+            try:
+                index = int(frame.info.get(_SYSTEM, -1))
+            except (TypeError, ValueError):
+                raise other from None
             known = 0 <= index < len(self._keys)
             if not known or frame.info.get(_KEY) != self._keys[index]:
-                raise InputError(
-                    f"{log.path} is of other systems or other settings: only the same "
-                    "relaxation can be resumed; give what it began with, or write "
-                    "elsewhere"
-                )
-            self._found[index] = self._relaxed(_landing(index, frame))
+                raise other
+            try:
+                self._found[index] = self._relaxed(_landing(index, frame))
+            except (KeyError, TypeError, ValueError) as error:
+                raise InputError(f"{log.path} is damaged: {error}") from error
+        # A torn frame is of this run if it says so, or if it ends before it could.
+        lines = log.torn.split(b"\n")
+        begun = lines[0].isdigit() and (len(lines) < 3 or _KEY.encode() in lines[1])
+        if log.torn and not begun:
+            raise other
         for index, atoms in enumerate(self._systems):
-            log.check(_without_results(atoms), f"system {index}")
+            frame = without_results(atoms)
+            charge, spin = self._states[index]
+            frame.info.update(charge=charge, spin=spin)
+            check_frame(frame, f"system {index}")
+        log.begin()
 
     def missing(self) -> list[int]:
         """Return the systems that have not finished, ascending."""
@@ -142,7 +161,8 @@ class Results:
 
     def _relaxed(self, landing: Landing) -> Relaxed:
         atoms = self._systems[landing.system].copy()
-        atoms.set_positions(landing.positions, apply_constraint=False)
+        # Not by set_positions, which keeps the type of what was there: float32, int.
+        atoms.arrays["positions"] = landing.positions.copy()
         charge, spin = self._states[landing.system]
         atoms.info.update(charge=charge, spin=spin)
         energy, fmax = landing.energy, landing.fmax
@@ -163,7 +183,7 @@ class Results:
 
     def _frame(self, index: int) -> Atoms:
         one = self._found[index]
-        frame = _without_results(one.atoms)
+        frame = without_results(one.atoms)
         frame.calc = one.atoms.calc
         frame.info.update(
             {
@@ -176,6 +196,13 @@ class Results:
         )
         if one.reason:
             frame.info[_REASON] = one.reason
+        # To the digits that the file holds, so that the checksum can be made again.
+        frame.positions = np.round(frame.positions, _DECIMALS)
+        if frame.calc is not None:
+            results = dict(frame.calc.results)
+            results["forces"] = np.round(results["forces"], _DECIMALS)
+            frame.calc = SinglePointCalculator(frame, **results)
+        frame.info[_CHECK] = _checksum(frame)
         return frame
 
     def _all_keys(self, settings: str) -> list[str]:
@@ -197,8 +224,26 @@ class Results:
         return ["x" + hashlib.sha256(c.encode()).hexdigest()[:16] for c in contents]
 
 
+def _checksum(frame: Atoms) -> str:
+    """Return what tells whether results were changed in the file."""
+    results = frame.calc.results if frame.calc is not None else {}
+    numbers = [frame.info[name] for name in (_SYSTEM, _STEPS, _FMAX)]
+    text = [*map(float, numbers), float(results.get("energy", math.nan))]
+    found = zlib.crc32(repr((text, str(frame.info.get(_REASON, "")))).encode())
+    for array in (frame.positions, results.get("forces", np.zeros(0))):
+        digits = np.rint(array * 10**_DECIMALS).astype(np.int64)
+        found = zlib.crc32(digits.tobytes(), found)
+    return f"x{found:08x}"  # digits alone would be read back as a number
+
+
 def _landing(index: int, frame: Atoms) -> Landing:
-    """Read back what was written."""
+    """Read back what was written.
+
+    Raises:
+        ValueError: it was changed since.
+    """
+    if frame.info.get(_CHECK) != _checksum(frame):
+        raise ValueError(f"the checksum of system {index} does not fit")
     results = frame.calc.results if frame.calc is not None else {}
     return Landing(
         system=index,
@@ -211,7 +256,7 @@ def _landing(index: int, frame: Atoms) -> Landing:
     )
 
 
-def _without_results(atoms: Atoms) -> Atoms:
+def without_results(atoms: Atoms) -> Atoms:
     """Return a copy without what a file would confuse with results."""
     out = atoms.copy()
     for name in ("energy", "free_energy", "forces"):

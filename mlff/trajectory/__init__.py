@@ -10,6 +10,7 @@ heat is what thermostat and barostat have put in.
 
 import operator
 import os
+import stat
 import weakref
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -59,10 +60,13 @@ class Trajectory:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         try:
-            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            # Not waiting: a pipe would be waited for without end.
+            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror}") from error
         weakref.finalize(self, os.close, self._file)
+        if not stat.S_ISREG(os.fstat(self._file).st_mode):
+            raise DataError(f"cannot read {path}: it is not a file")
         self._content = read_content(self.path, self._file)
         self.layout: Layout = self._content.layout
         self.header: dict[str, Any] = self._content.header
@@ -192,11 +196,16 @@ class Trajectory:
         piece = self._piece(system, frame, frame + 1)
         return next(images(template(self.layout, system), piece))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy opens the file for itself: this descriptor is closed with this object,
+        # and its number then means another file.
+        return type(self), (self.path.absolute(),)
+
     def __len__(self) -> int:
         return self.n_systems
 
     def __getitem__(self, system: int) -> "SystemFrames":
-        return SystemFrames(self, range(self.n_systems)[system])
+        return SystemFrames(self, range(self.n_systems)[operator.index(system)])
 
     def __iter__(self) -> Iterator["SystemFrames"]:
         return (self[k] for k in range(self.n_systems))

@@ -1,5 +1,8 @@
 """Batched dynamics against ASE, against itself, and when something goes wrong."""
 
+import copy
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -69,9 +72,9 @@ def test_the_systems_given_are_not_modified(potential):
     systems = molecules(4)
     copies = [atoms.copy() for atoms in systems]
     run_md(systems, potential, VERLET, n_steps=3, options=QUIET)
-    for atoms, copy in zip(systems, copies, strict=True):
-        assert atoms == copy
-        assert atoms.info == copy.info
+    for atoms, other in zip(systems, copies, strict=True):
+        assert atoms == other
+        assert atoms.info == other.info
         assert atoms.calc is None
 
 
@@ -212,6 +215,13 @@ def broken(change):
         ({"n_steps": -1}, InputError, "n_steps"),
         ({"n_steps": 1.5}, InputError, "n_steps"),
         ({"every": 0}, InputError, "every"),
+        ({"options": {}}, InputTypeError, "options"),
+        ({"systems": [None, None]}, InputTypeError, "system 0"),
+        (
+            {"systems": [broken(lambda a: a.set_constraint(FixAtoms([99])))] * 2},
+            InputError,
+            "99",
+        ),
         (
             {"systems": [broken(lambda a: a.set_constraint(FixBondLength(0, 1)))] * 2},
             InputError,
@@ -450,3 +460,80 @@ def test_a_barostat_runs_and_resumes(tmp_path):
     volumes = [atoms.get_volume() for atoms in part.atoms]
     assert abs(volumes[0] / crystal.get_volume() - 1) > 1e-5
     assert volumes[0] != volumes[1]  # each has its own noise
+
+
+def test_positions_of_any_type_come_back_in_full_precision(potential):
+    systems = molecules(2)
+    for atoms in systems:
+        for name in ("positions", "momenta"):
+            atoms.arrays[name] = atoms.arrays[name].round().astype(int)
+    systems[1].positions += np.arange(len(systems[1]))[:, None]
+    result = run_md(systems[1:], potential, VERLET, n_steps=3, options=QUIET)
+    for array in (result.atoms[0].positions, result.atoms[0].get_momenta()):
+        assert array.dtype == np.float64
+        assert np.abs(array - array.round()).max() > 1e-3
+
+
+def test_numbers_of_numpy_are_as_good_as_those_of_python(potential, tmp_path):
+    options = MDOptions(
+        limits=Limits(max_force_eV_per_A=np.int64(500)),
+        skin_A=np.float32(0.5),
+        progress=False,
+    )
+    ramp = mlff.Ramp(times_fs=np.array([0, 10]), values=np.array([300, 400]))
+    integrator = mlff.Langevin(timestep_fs=np.float64(0.5), temperature_K=ramp)
+    call = {"every": np.int64(1), "trajectory": tmp_path / "run.h5", "resume": True}
+    for n_steps in (np.int8(3), np.int16(6)):
+        result = run_md(
+            molecules(2),
+            potential,
+            integrator,
+            n_steps=n_steps,
+            options=options,
+            **call,
+        )
+    assert result.series.times_fs.tolist() == [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
+
+
+def test_a_run_does_not_get_shorter(potential, tmp_path):
+    call = {"trajectory": tmp_path / "run.h5", "options": QUIET, "every": 5}
+    run_md(molecules(2), potential, VERLET, n_steps=20, **call)
+    with pytest.raises(InputError, match="20 steps"):
+        run_md(molecules(2), potential, VERLET, n_steps=10, resume=True, **call)
+
+
+def test_a_copy_of_a_trajectory_reads_its_own_file(potential, tmp_path):
+    for name, systems in (("a", molecules(2)), ("b", molecules(4)[2:])):
+        path = tmp_path / f"{name}.h5"
+        run_md(systems, potential, VERLET, n_steps=3, trajectory=path, options=QUIET)
+    first = mlff.Trajectory(tmp_path / "a.h5")
+    expected = first.positions(1)
+    copies = [copy.copy(first), copy.deepcopy(first)]
+    del first
+    gc.collect()
+    other = mlff.Trajectory(tmp_path / "b.h5")
+    for found in copies:
+        assert (found.positions(1) == expected).all()
+    assert other.n_systems == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"limits": {}}, "limits"),
+        ({"limits": None}, "limits"),
+        ({"skin_A": "0.5"}, "skin_A"),
+        ({"skin_A": -1.0}, "skin_A"),
+        ({"states": None}, "states"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options, named):
+    with pytest.raises((InputError, InputTypeError), match=named):
+        MDOptions(**options)
+
+
+@pytest.mark.parametrize("states", [[(0,)], (0, 1), [None], [(0, 1.5)], [(True, 1)]])
+def test_states_that_are_no_pairs_are_refused(states):
+    options = MDOptions(states=states, progress=False)
+    with pytest.raises(InputError, match="states"):
+        run_md(carbenes(2), mlff.load("ch2"), VERLET, n_steps=1, options=options)

@@ -21,7 +21,7 @@ from moving import molecules, random_potential
 import mlff
 from mlff import relaxation
 from mlff.dynamics.limits import Limits
-from mlff.errors import InputError, InputTypeError
+from mlff.errors import DataError, InputError, InputTypeError
 from mlff.forcefield import ForceField
 from mlff.potential import Potential
 from mlff.relaxation import RelaxOptions, flight
@@ -597,3 +597,46 @@ def test_a_relaxation_killed_again_and_again_loses_nothing(ch2, tmp_path):
             for name, value in other.info.items():
                 assert frame.info[name] == pytest.approx(value, abs=1e-9), name
             assert np.abs(frame.positions - other.positions).max() < 2e-8
+
+
+@pytest.mark.parametrize("content", [b"important notes", b"1\n\nH 0 0 0"])
+def test_a_file_of_others_is_not_touched(ch2, tmp_path, content):
+    path = tmp_path / "notes.xyz"
+    path.write_bytes(content)
+    options = RelaxOptions(out=path, resume=True, progress=False)
+    with pytest.raises(InputError):
+        relax_with_bar(methylenes(2), ch2, options=options)
+    assert path.read_bytes() == content
+
+
+def test_a_changed_result_is_not_taken_for_one(ch2, tmp_path):
+    path = tmp_path / "done.xyz"
+    systems = methylenes(2)
+    relax_with_bar(systems, ch2, options=RelaxOptions(out=path, progress=False))
+    content = path.read_bytes()
+    resumed = RelaxOptions(out=path, resume=True, progress=False)
+    relax_with_bar(systems, ch2, options=resumed)
+    digits = [k for k, c in enumerate(content) if chr(c) in "1234"]
+    refused = 0
+    for place in digits[40::7]:
+        path.write_bytes(content[:place] + b"9" + content[place + 1 :])
+        before = path.read_bytes()
+        try:
+            found = relax_with_bar(systems, ch2, options=resumed)
+        except (InputError, DataError):
+            refused += 1
+            assert path.read_bytes() == before
+        else:  # charges and the like, which are taken from the systems
+            assert all(one.converged for one in found)
+    assert refused > 10
+
+
+def test_integer_positions_relax_as_all_others(ch2):
+    atoms = methylenes(1)[0]
+    atoms.arrays["positions"] = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0]])
+    other = atoms.copy()
+    other.arrays["positions"] = other.positions.astype(float)
+    (one,), (two,) = (relax([a], ch2) for a in (atoms, other))
+    assert one.converged
+    assert np.array_equal(one.atoms.positions, two.atoms.positions)
+    assert one.atoms.positions.dtype == np.float64

@@ -11,7 +11,7 @@ from ase.build import molecule
 from ase.constraints import FixAtoms
 
 from mlff.errors import InputError
-from mlff.relaxation.framelog import FrameLog
+from mlff.relaxation.framelog import FrameLog, check_frame
 
 
 def frames():
@@ -61,6 +61,8 @@ def test_wherever_a_kill_cut_the_file_only_whole_frames_remain(path):
         whole = int((ends <= cut).sum())
         with FrameLog(path, resume=True) as log:
             assert len(log.frames) == whole
+            assert path.read_bytes() == content[:cut]  # only looked at so far
+            log.begin()
             assert path.stat().st_size == (ends[whole - 1] if whole else 0)
             log.append(frames()[whole:])
         assert path.read_bytes() == content
@@ -135,10 +137,10 @@ def test_a_full_disk_leaves_the_frames_before_it(path, monkeypatch):
 
 
 def test_a_frame_that_cannot_be_written_is_found_before_it_is_time(path):
-    with FrameLog(path) as log:
+    with FrameLog(path):
         atoms = frames()[1]
-        log.check(atoms, "system 7")
+        check_frame(atoms, "system 7")
         atoms.set_array("odd", np.ones((5, 2, 2)))
         with pytest.raises(InputError, match="system 7: extended XYZ cannot hold"):
-            log.check(atoms, "system 7")
+            check_frame(atoms, "system 7")
         assert path.stat().st_size == 0
