@@ -8,7 +8,7 @@ killed run continues to the same numbers.
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,12 +89,15 @@ class MDResult:
         atoms: the systems at the last step, in order: positions, cell, momenta, energy
             and forces; of a frozen system its last good step.
         frozen: what was stopped, by index.
+        outside: how systems have left the region seen in training (:mod:`mlff.region`)
+            at the last step, in words, by index; empty if the model records none.
         series: energies and temperatures of every system at every frame.
         n_steps: steps made.
     """
 
     atoms: list[Atoms]
     frozen: dict[int, Frozen]
+    outside: dict[int, str]
     series: Series
     n_steps: int
 
@@ -330,6 +333,15 @@ class _Run:
             "start": self.start.digest(),
         }
 
+    def _outside(self) -> dict[int, str]:
+        info, limits = self.potential.info, self.options.limits
+        if not info.region:
+            return {}
+        region = replace(limits, region="freeze").watched(self.potential)
+        assert region is not None
+        reasons = region.reasons(self.state.batch)
+        return {index: text for index, text in enumerate(reasons) if text}
+
     def result(self, series: Series) -> MDResult:
         """Return how it ended."""
         status = self.watch.status.tolist()
@@ -342,6 +354,7 @@ class _Run:
         return MDResult(
             atoms=_atoms(self.systems, self.state),
             frozen=frozen,
+            outside=self._outside(),
             series=series,
             n_steps=self.state.step,
         )

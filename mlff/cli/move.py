@@ -202,6 +202,13 @@ def _md(arguments: argparse.Namespace) -> int:
         ),
     )
     print(report_md(Run.from_result(result, integrator), folder))
+    if result.outside:
+        index, text = next(iter(result.outside.items()))
+        print(
+            f"{len(result.outside)} of {len(systems)} systems have left the region "
+            f"seen in training, for example system {index}: {text}; energies there "
+            "mean little, and --region freeze stops such systems"
+        )
     for index, stopped in result.frozen.items():
         result.atoms[index].info["frozen"] = stopped.reason
     _write_frames(folder / "final.xyz", result.atoms)

@@ -21,6 +21,7 @@ def add_verb(verbs: Any, name: str, run: Any, summary: str, example: str) -> Any
         description=summary[0].upper() + summary[1:] + ".",
         epilog="example:\n  " + example.replace("\n", "\n  "),
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.set_defaults(verb=run, go_on="run the same command again")
     return parser

@@ -37,7 +37,7 @@ def _add_export(verbs: Any) -> None:
 def _export(arguments: argparse.Namespace) -> int:
     from mlff.trajectory import Trajectory
 
-    trajectory = Trajectory(arguments.trajectory)
+    trajectory = Trajectory(_file(arguments.trajectory))
     files = trajectory.export(
         arguments.out,
         arguments.format,
@@ -45,8 +45,16 @@ def _export(arguments: argparse.Namespace) -> int:
         force=arguments.force,
         progress=not arguments.quiet,
     )
+    if not files:
+        print("nothing to write: every system was stopped before it moved")
+        return 1
     print(f"{trajectory.n_frames} frames of {len(files)} systems: {arguments.out}")
     return 0
+
+
+def _file(path: str) -> Path:
+    """The trajectory, or the one in the folder of a run."""
+    return Path(path) / "trajectory.h5" if Path(path).is_dir() else Path(path)
 
 
 def _add_report(verbs: Any) -> None:
@@ -64,7 +72,7 @@ def _add_report(verbs: Any) -> None:
 def _report(arguments: argparse.Namespace) -> int:
     from mlff.report import Run, report_md
 
-    path = Path(arguments.trajectory)
+    path = _file(arguments.trajectory)
     folder = path.parent if arguments.out is None else Path(arguments.out)
     run = Run.read(path)
     try:

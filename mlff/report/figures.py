@@ -146,7 +146,7 @@ def _ranks(axes: "Axes", run: Run) -> None:
 
 
 def plot_gaps(run: Run, path: Path) -> None:
-    """Draw energies of other states at the same geometries less that of the first.
+    """Draw the energy of the first state less those of others, same geometries.
 
     Against time, and their distribution over the second half; a row for each state.
     """

@@ -248,7 +248,7 @@ class Run:
             values = self.mean_temperature[systems]
         else:
             rows = np.flatnonzero(self.counted.any(1))
-            pieces = np.array_split(rows, min(_PIECES, len(rows)))
+            pieces = np.array_split(rows, max(1, min(_PIECES, len(rows))))
             values = np.concatenate(
                 [
                     mean_of(
@@ -267,14 +267,14 @@ class Run:
         return float(values.mean()), float(error)
 
     def gaps(self) -> dict[tuple[tuple[int, int], tuple[int, int]], Array]:
-        """Return E(state) − E(first state) of every geometry, eV, by the two states.
+        """Return E(first state) − E(state) of every geometry, eV, by the two states.
 
         (n_frames, n_systems) each.
         """
         states = list(self.state_energies)
         return {
-            (state, states[0]): self.state_energies[state]
-            - self.state_energies[states[0]]
+            (states[0], state): self.state_energies[states[0]]
+            - self.state_energies[state]
             for state in states[1:]
         }
 

@@ -180,6 +180,9 @@ def test_leaving_the_region_seen_in_training_freezes_a_system():
     assert "region" in result.frozen[4].reason
     assert 0 < result.frozen[4].step < 100
     assert len(result.frozen) == 1
+    assert not result.outside
+    free = run_md(systems, potential, VERLET, n_steps=12, options=QUIET)
+    assert "Å, seen" in free.outside[4]
     far = result.atoms[4].get_distance(0, 1)
     assert far < 1.20 + 0.1 + 0.02
     assert far > 1.2

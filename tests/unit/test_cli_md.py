@@ -95,8 +95,8 @@ def test_a_run_leaves_trajectory_table_pictures_and_last_frames(folder, capsys):
     assert [row["multiplicity"] for row in rows] == ["1", "1", "3", "3"]
     means = [float(row["mean_temperature_K"]) for row in rows]
     assert means == pytest.approx(trajectory.temperature[2:].mean(0), rel=1e-12)
-    gaps = [float(row["mean_gap_0_3_minus_0_1_eV"]) for row in rows]
-    wanted = trajectory.gaps((0, 3), (0, 1))[2:].mean(0)
+    gaps = [float(row["mean_gap_0_1_minus_0_3_eV"]) for row in rows]
+    wanted = trajectory.gaps((0, 1), (0, 3))[2:].mean(0)
     assert gaps == pytest.approx(wanted, rel=1e-9)
     for name in ("conserved_energy", "temperature", "gaps"):
         assert imread(f"run/{name}.png")[..., :3].std() > 0.05

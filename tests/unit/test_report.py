@@ -171,8 +171,8 @@ def test_the_csv_has_every_system_with_all_digits(tmp_path):
         assert float(row["mean_temperature_K"]) == pytest.approx(mean, rel=1e-12)
         assert float(row["drift_meV_per_atom_per_ps"]) == run.drift[k]
         assert float(row["last_energy_eV"]) == run.energy[-1, k]
-        gap = run.state_energies[0, 1] - run.state_energies[0, 3]
-        found = float(row["mean_gap_0_1_minus_0_3_eV"])
+        gap = run.state_energies[0, 3] - run.state_energies[0, 1]
+        found = float(row["mean_gap_0_3_minus_0_1_eV"])
         assert found == pytest.approx(gap[kept, k].mean(), rel=1e-9)
     assert (rows[3]["frozen_at_fs"], rows[3]["reason"]) == ("700.0", "too hot")
     assert rows[0]["reason"] == ""
@@ -300,8 +300,8 @@ def test_without_a_set_temperature_there_is_no_canonical_curve(figure, temperatu
 def test_gaps_are_told_with_mean_and_deviation(figure):
     run = synthetic(50, 400)
     left, right = figure(plot_gaps, run).axes
-    assert left.get_ylabel() == "E(+0, 1) − E(+0, 3), eV"
-    gap = run.state_energies[0, 1] - run.state_energies[0, 3]
+    assert left.get_ylabel() == "E(+0, 3) − E(+0, 1), eV"
+    gap = run.state_energies[0, 3] - run.state_energies[0, 1]
     singlets = gap[200:, ::2]
     _, labels = right.get_legend_handles_labels()
     assert labels[0] == f"{singlets.mean():.3f} ± {singlets.std():.3f} eV"
