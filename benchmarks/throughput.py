@@ -87,12 +87,12 @@ def batched_seconds(potential, n, steps):
 def peak_megabytes(n):
     """Largest resident memory of a process that runs n molecules for a few steps."""
     code = (
-        "import resource, mlff, torch; torch.set_num_threads(1);"
+        "import mlff, torch; torch.set_num_threads(1);"
         "from throughput import carbenes; from mlff.md import MDOptions;"
         f"mlff.run_md(carbenes({n}), mlff.load('ch2'), mlff.Langevin("
         "timestep_fs=0.5, temperature_K=300), n_steps=5,"
         "options=MDOptions(progress=False));"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
     )
     out = subprocess.run(
         [sys.executable, "-c", code],
@@ -114,6 +114,7 @@ def main():
     torch.set_num_threads(options.threads)
     potential = mlff.load("ch2", options.device)
     mlff.md.ForceField = Timed
+    batched_seconds(potential, 10, 5)  # what the first call of a process costs
     single, rows = [], {n: [] for n in options.sizes}
     for _ in range(options.repeats):
         single.append(ase_seconds(potential, 200))

@@ -23,10 +23,10 @@ from mlff.potential import Potential
 #: Part of the free memory that systems which share a call may take.
 SHARE = 0.5
 
-#: Memory that systems which share a call may take on a CPU. Larger blocks leave the
-#: caches and are fetched from the system anew in every call: 4,000 and 10,000 CH2 in
-#: such parts take a tenth to a third less time than at once, with one thread or two.
-CPU_BYTES = 64 * 2**20
+#: Memory that systems which share a call may take on a CPU. More gains nothing; with
+#: less, calls cost more: on two threads 4,000 CH2 took 275 ms in parts of 64 MiB, 214
+#: in parts of 192, 182 in parts of 384.
+CPU_BYTES = 384 * 2**20
 
 #: What a call costs besides its arithmetic, as a number of padded rows of edges. On a
 #: CPU it was measured with the shipped model: 2.5 ms, and 15 to 20 µs a row. On a GPU

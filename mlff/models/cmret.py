@@ -18,6 +18,7 @@ Edge vectors are ``r_j − r_i``, the negative of the paper's.
 
 import math
 from dataclasses import asdict, dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -166,11 +167,14 @@ class Interaction(nn.Module):
     def forward(
         self, scalars: Tensor, vectors: Tensor, graph: Graph, edge: _EdgeData
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return Δs (n_atoms, F), Δv (n_atoms, 3 + internal, F) and ResML(Δs)."""
+        """Return Δs (n_atoms, F), Δv (n_atoms, 3 + internal, F) and ResML(Δs).
+
+        ``vectors`` may leave out the first three components where they are zero.
+        """
         s1, s2, directed = self._convolve(scalars, graph, edge)
         message = s1 + scalars + self.attention(scalars, graph, edge.envelope)
         o1, o2, o3 = self.scalar_update(message).chunk(3, dim=-1)
-        u1, u2, u3 = self.vector_update(vectors).chunk(3, dim=-1)
+        u1, u2, u3 = self.vector_update.parts(vectors, 3)
         new_scalars = o1 + o2 * (u1 * u2).sum(1)
         carried = s2[:, None] * vectors + o3[:, None] * u3
         new_vectors = _add_in_space(carried, directed)
@@ -186,18 +190,22 @@ class Interaction(nn.Module):
         """
         n_atoms, width = scalars.shape
         node = F.silu(self.node(scalars))
-        near, own = F.silu(self.filter(edge.radial)).chunk(2, dim=-1)
-        near = near * gather(node, graph.edges.j)
-        own = edge_moments(edge.moments, own, graph.edges, n_atoms) * node[:, None]
-        near = edge_moments(edge.moments, near, graph.edges, n_atoms)
-        parts = zip(own.split((1, 3), 1), near.split((1, 3), 1), strict=True)
-        isotropic, directed = (torch.cat(part, dim=-1) for part in parts)
+        near, own = map(F.silu, self.filter.parts(edge.radial, 2))
+        neighbor = near * gather(node, graph.edges.j)
+        sums = torch.cat(
+            (
+                edge_moments(edge.moments, own, graph.edges, n_atoms) * node[:, None],
+                edge_moments(edge.moments, neighbor, graph.edges, n_atoms),
+            ),
+            dim=-1,
+        )
+        isotropic, directed = sums.split((1, 3), dim=1)
         weight, bias = self.project.weight, self.project.bias
         split = 2 * width
         scalar = linear(isotropic[:, 0], weight[:split])
-        scalar = torch.addcmul(scalar, edge.offsets[:, :1], bias[:split])
+        scalar = scalar + edge.offsets[:, :1] * bias[:split]
         directed = linear(directed, weight[split:])
-        directed = torch.addcmul(directed, edge.offsets[:, 1:, None], bias[split:])
+        directed = directed + edge.offsets[:, 1:, None] * bias[split:]
         s1, s2 = scalar.chunk(2, dim=-1)
         return s1, s2, directed
 
@@ -240,15 +248,15 @@ class CMRET(Representation):
         )
         if self._config.charge_spin != "cmret" and not self._config.skip:
             vectors = vectors[:, 3:]  # the first layer has nothing in space yet
-        output = torch.zeros_like(scalars)
+        readouts = []
         for layer in self.layers:
             new_scalars, new_vectors, readout = layer(scalars, vectors, graph, edge)
-            output = output + readout
+            readouts.append(readout)
             if self._config.skip:
                 new_scalars = scalars + new_scalars
                 new_vectors = vectors + new_vectors
             scalars, vectors = new_scalars, new_vectors
-        return Features(scalars=output, vectors=vectors)
+        return Features(scalars=reduce(torch.add, readouts), vectors=vectors)
 
     def _edge_data(self, graph: Graph) -> _EdgeData:
         distance = graph.distances

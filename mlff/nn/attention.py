@@ -30,9 +30,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor] | None] = {
 #: How far attention reaches.
 SCOPES = ("global", "local")
 
-# Many matrix products of up to this many rows are slower than one element-wise product
-# over all pairs of atoms, and so are few of them.
-_FEW_ATOMS, _MANY_SYSTEMS = 8, 32
+# On a CPU, PyTorch does batched matrix products of fewer multiplications than this one
+# number at a time.
+_TINY_PRODUCT = 400
 
 
 def check_attention(
@@ -98,8 +98,10 @@ class Attention(nn.Module):
         self.activation = activation
         self.scope = scope
         self.inverse_tau = 1 / math.sqrt(temperature * n_features / n_heads)
+        self.head_width = n_features // n_heads
         self.project = Linear(n_features, 3 * n_features)
-        heads = torch.eye(n_heads).repeat_interleave(n_features // n_heads, dim=1)
+        # 1 where a feature belongs to a head, (n_heads, F).
+        heads = torch.eye(n_heads).repeat_interleave(self.head_width, dim=1)
         self.register_buffer("membership", heads, persistent=False)
 
     def forward(self, scalars: Tensor, graph: Graph, envelope: Tensor) -> Tensor:
@@ -130,21 +132,32 @@ class Attention(nn.Module):
             present = torch.zeros(size, dtype=torch.bool, device=row.device)
             present = present.index_fill(0, row, True).view(shape)
         absent = None if present is None else ~present
-        few = batch.max_atoms <= _FEW_ATOMS and batch.n_systems >= _MANY_SYSTEMS
-        attend = self._by_pairs if few else self._by_heads
-        mixed = attend(padded.view(*shape, -1), absent).reshape(len(padded), -1)
+        tiny = batch.max_atoms**2 * self.head_width < _TINY_PRODUCT
+        attend = self._by_pairs if tiny else self._by_heads
+        mixed = attend(padded.view(*shape, -1), absent).flatten(0, 1)
         return mixed if present is None else mixed[row]
 
     def _by_heads(self, projected: Tensor, absent: Tensor | None) -> Tensor:
-        """Attend by matrix products, one for each system and head."""
-        heads = projected.unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
-        query, key, value = heads.unbind(0)
+        """Attend by matrix products, one for each system and head.
+
+        Args:
+            projected: queries, keys and values, (n_systems, max_atoms, 3F).
+            absent: what is padding, (n_systems, max_atoms).
+
+        Returns:
+            (n_systems, max_atoms, F).
+        """
+        shape = (*projected.shape[:2], 3, self.n_heads, self.head_width)
+        query, key, value = projected.view(shape).permute(2, 0, 3, 1, 4).unbind(0)
         logits = (query * self.inverse_tau) @ key.transpose(-1, -2)
         absent = None if absent is None else absent[:, None]
-        return (self._weights(logits, absent, 2) @ value).transpose(1, 2)
+        return (self._weights(logits, absent, 2) @ value).transpose(1, 2).flatten(2)
 
     def _by_pairs(self, projected: Tensor, absent: Tensor | None) -> Tensor:
-        """Attend by element-wise products over all pairs of atoms of a system."""
+        """Attend by element-wise products over all pairs of atoms of a system.
+
+        Arguments and result are those of :meth:`_by_heads`.
+        """
         query, key, value = projected.chunk(3, dim=-1)
         products = query[:, :, None] * key[:, None]
         logits = linear(products, self.inverse_tau * self.membership)

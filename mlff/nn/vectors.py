@@ -40,9 +40,7 @@ class GatedEquivariantBlock(nn.Module):
 
     def forward(self, scalars: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Transform scalars (n_atoms, F) and vectors (n_atoms, 3 + internal, F)."""
-        width = scalars.shape[1]
-        mixed = self.mix(vectors)
-        lengths, *passed = mixed.split(width, dim=-1)
+        lengths, *passed = self.mix.parts(vectors, 2 if self.vectors_out else 1)
         norms = smooth_norm(lengths)
         hidden = nn.functional.silu(self.inner(torch.cat((scalars, norms), 1)))
         out = self.outer(hidden)

@@ -24,7 +24,7 @@ def test_pairs_give_what_heads_give(activation, names, monkeypatch):
     scalars = torch.randn(batch.n_atoms, 12, dtype=torch.float64)
     found, used = [], []
     for name in ("_by_heads", "_by_pairs"):
-        monkeypatch.setattr(attention, "_MANY_SYSTEMS", 0 if "pairs" in name else 99)
+        monkeypatch.setattr(attention, "_TINY_PRODUCT", 999 if "pairs" in name else 0)
         form = getattr(layer, name)
         monkeypatch.setattr(
             layer, name, lambda *args, f=form, n=name: used.append(n) or f(*args)
