@@ -595,6 +595,8 @@ def test_a_relaxation_killed_again_and_again_loses_nothing(ch2, tmp_path):
         for frame in frames:
             other = expected[frame.info["relax_system"]]
             for name, value in other.info.items():
+                if name == "relax_check":  # of digits that rounding may change
+                    continue
                 assert frame.info[name] == pytest.approx(value, abs=1e-9), name
             assert np.abs(frame.positions - other.positions).max() < 2e-8
 
