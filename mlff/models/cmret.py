@@ -17,85 +17,57 @@ Edge vectors are ``r_j − r_i``, the negative of the paper's.
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import reduce
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mlff.batch import Graph
-from mlff.errors import InputError
-from mlff.models.base import Features, Representation
-from mlff.nn.attention import Attention, check_attention
-from mlff.nn.embedding import (
-    NuclearEmbedding,
-    check_charge_spin,
-    initial_vectors,
+from mlff.models.base import Features
+from mlff.models.edgewise import (
+    EdgeFeatures,
+    Edgewise,
+    EdgewiseConfig,
+    check_flags,
+    check_integers,
 )
+from mlff.nn.attention import Attention, check_attention
 from mlff.nn.linear import Linear, linear
-from mlff.nn.radial import BASES, ENVELOPES, choose
 from mlff.nn.segments import edge_moments, edge_sum, gather
 
 
 @dataclass(frozen=True, kw_only=True)
-class CMRETConfig:
+class CMRETConfig(EdgewiseConfig):
     """Options of CMRET; the defaults are the paper's sizes and our corrections.
 
     Attributes:
-        n_features: width F, even.
         n_layers: interaction layers T.
-        n_heads: attention heads.
         n_radial: radial functions K.
-        cutoff: Å.
+        n_heads: attention heads.
         basis: ``"gaussian"`` (eq. 3) or ``"bessel"`` (eq. 2).
         envelope: ``"polynomial"`` (C²) or ``"cosine"`` (eq. 4, C¹).
         attention: ``softmax``, ``softmax2d``, ``silu``, ``softplus``, ``gelu``,
             ``mish``.
         temperature: c in τ = sqrt(c·d); the paper compares 1, 1.5 and 2.
         scope: ``"global"`` or ``"local"``.
-        charge_spin: ``"internal"``, ``"cmret"`` (not rotation invariant) or ``"none"``.
         skip: add each layer's input to its output.
     """
 
-    n_features: int = 128
     n_layers: int = 6
-    n_heads: int = 4
     n_radial: int = 50
-    cutoff: float = 5.0
     basis: str = "gaussian"
-    envelope: str = "polynomial"
+    n_heads: int = 4
     attention: str = "softmax"
     temperature: float = 2.0
     scope: str = "global"
-    charge_spin: str = "internal"
     skip: bool = False
 
     def __post_init__(self) -> None:
-        limits = {
-            "n_features": 4096,
-            "n_layers": 64,
-            "n_heads": 64,
-            "n_radial": 1024,
-        }
-        for name, highest in limits.items():
-            value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if not whole or not 1 <= value <= highest:
-                raise InputError(f"`{name}` must lie in 1 … {highest}, got {value!r}")
-        for name in ("cutoff", "temperature"):
-            if not isinstance(getattr(self, name), (int, float)):
-                raise InputError(
-                    f"`{name}` must be a number, got {getattr(self, name)!r}"
-                )
-        if not 0 < self.cutoff <= 50:
-            raise InputError(f"`cutoff` must lie in (0, 50] Å, got {self.cutoff}")
-        if not isinstance(self.skip, bool):
-            raise InputError(f"`skip` must be true or false, got {self.skip!r}")
-        choose(dict(BASES), self.basis, "basis")
-        choose(dict(ENVELOPES), self.envelope, "envelope")
-        check_charge_spin(self.charge_spin, self.n_features)
+        super().__post_init__()
+        check_integers(self, {"n_heads": 64})
+        check_flags(self, "skip")
         check_attention(
             self.scope, self.attention, self.n_features, self.n_heads, self.temperature
         )
@@ -116,6 +88,17 @@ class _EdgeData:
     envelope: Tensor
     moments: Tensor
     offsets: Tensor
+
+    @classmethod
+    def of(cls, edge: EdgeFeatures, graph: Graph) -> "_EdgeData":
+        envelope = edge.envelope[:, None]
+        moments = envelope * F.pad(edge.directions, (1, 0), value=1.0)
+        return cls(
+            radial=edge.radial,
+            envelope=edge.envelope,
+            moments=envelope * moments,
+            offsets=edge_sum(moments, graph.edges, graph.batch.n_atoms),
+        )
 
 
 class ResML(nn.Module):
@@ -210,7 +193,7 @@ class Interaction(nn.Module):
         return s1, s2, directed
 
 
-class CMRET(Representation):
+class CMRET(Edgewise):
     """The model; see the module for the equations and the deviations.
 
     Args:
@@ -218,57 +201,37 @@ class CMRET(Representation):
     """
 
     Config = CMRETConfig
+    name = "cmret"
 
     def __init__(self, config: CMRETConfig) -> None:
         super().__init__(config)
-        self._config = config
-        self.cutoff = float(config.cutoff)
-        self.n_features = config.n_features
-        self.symmetry = "broken" if config.charge_spin == "cmret" else "O3"
-        self.resolves_states = config.charge_spin == "internal"
+        self.skip = config.skip
         self.additive = config.scope == "local"
         self.supports_periodic = (
             config.scope == "local" or config.attention == "softmax"
         )
-        self.embedding = NuclearEmbedding(config.n_features)
-        self.basis = BASES[config.basis](config.n_radial, self.cutoff)
         self.layers = nn.ModuleList(Interaction(config) for _ in range(config.n_layers))
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """See :class:`mlff.models.base.Representation`."""
-        return {"name": "cmret", **asdict(self._config)}
-
-    def forward(self, graph: Graph) -> Features:
-        """See :class:`mlff.models.base.Representation`."""
-        edge = self._edge_data(graph)
-        scalars = self.embedding(graph.batch.numbers)
-        vectors = initial_vectors(
-            graph.batch, self.n_features, self._config.charge_spin, scalars.dtype
-        )
-        if self._config.charge_spin != "cmret" and not self._config.skip:
-            vectors = vectors[:, 3:]  # the first layer has nothing in space yet
+    def interact(
+        self, scalars: Tensor, vectors: Tensor, graph: Graph, edge: EdgeFeatures
+    ) -> Features:
+        """See :class:`mlff.models.edgewise.Edgewise`."""
+        shared = _EdgeData.of(edge, graph)
         readouts = []
         for layer in self.layers:
-            new_scalars, new_vectors, readout = layer(scalars, vectors, graph, edge)
+            new_scalars, new_vectors, readout = layer(scalars, vectors, graph, shared)
             readouts.append(readout)
-            if self._config.skip:
+            if self.skip:
                 new_scalars = scalars + new_scalars
                 new_vectors = vectors + new_vectors
             scalars, vectors = new_scalars, new_vectors
         return Features(scalars=reduce(torch.add, readouts), vectors=vectors)
 
-    def _edge_data(self, graph: Graph) -> _EdgeData:
-        distance = graph.distances
-        envelope = ENVELOPES[self._config.envelope](distance, self.cutoff)
-        direction = graph.vectors / distance[:, None]
-        moments = envelope[:, None] * F.pad(direction, (1, 0), value=1.0)
-        return _EdgeData(
-            radial=envelope[:, None] * self.basis(distance),
-            envelope=envelope,
-            moments=envelope[:, None] * moments,
-            offsets=edge_sum(moments, graph.edges, graph.batch.n_atoms),
-        )
+    def initial_vectors(self, graph: Graph, dtype: torch.dtype) -> Tensor:
+        """See :class:`mlff.models.edgewise.Edgewise`; without what is zero in space."""
+        vectors = super().initial_vectors(graph, dtype)
+        broken = self.symmetry == "broken"
+        return vectors if broken or self.skip else vectors[:, 3:]
 
 
 def _add_in_space(vectors: Tensor, spatial: Tensor) -> Tensor:

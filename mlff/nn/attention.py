@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mlff.batch import AtomsBatch, Graph
+from mlff.batch import AtomsBatch, Edges, Graph
 from mlff.errors import InputError
 from mlff.nn.linear import Linear, linear
 from mlff.nn.segments import edge_max, edge_moments, edge_sum, gather
@@ -193,15 +193,34 @@ class Attention(nn.Module):
         if function is not None:
             weights, own_weight = function(logits) * envelope[:, None], function(own)
         else:
-            # Cancels identically, so it may carry no gradient.
-            highest = edge_max(logits, edges, own)
-            weights = torch.exp(logits - highest[edges.i]) * envelope[:, None]
-            own_weight = torch.exp(own - highest)
-            total = own_weight + edge_sum(weights, edges, n_atoms)
-            weights = weights / total[edges.i]
-            own_weight = own_weight / total
+            weights, own_weight = edge_softmax(logits, own, envelope, edges)
         if self.n_heads == 1:
             far = edge_moments(weights, gather(value[:, 0], edges.j), edges, n_atoms)
         else:
             far = edge_sum(weights[:, :, None] * gather(value, edges.j), edges, n_atoms)
         return (own_weight[:, :, None] * value + far).flatten(1)
+
+
+def edge_softmax(
+    logits: Tensor, own: Tensor, envelope: Tensor, edges: Edges
+) -> tuple[Tensor, Tensor]:
+    """Normalise over the neighbors of each atom and a term that is always there.
+
+    ``w_ij = φ_ij exp(l_ij) / D_i``, ``w_i = exp(l_i) / D_i`` with ``D_i = exp(l_i) +
+    Σ_k φ_ik exp(l_ik)``: smooth as the last neighbor leaves, and never 0/0.
+
+    Args:
+        logits: l_ij, (n_edges, n_heads).
+        own: l_i, of the atom itself or of nothing, (n_atoms, n_heads).
+        envelope: φ_ij, (n_edges,).
+        edges: who receives.
+
+    Returns:
+        Weights of the edges, (n_edges, n_heads), and of the atoms, (n_atoms, n_heads).
+    """
+    # Cancels identically, so it may carry no gradient.
+    highest = edge_max(logits, edges, own)
+    weights = torch.exp(logits - highest[edges.i]) * envelope[:, None]
+    own_weight = torch.exp(own - highest)
+    total = own_weight + edge_sum(weights, edges, len(own))
+    return weights / total[edges.i], own_weight / total

@@ -20,6 +20,26 @@ def smooth_norm(vectors: Tensor) -> Tensor:
     return torch.sqrt(square + _EPSILON**2) - _EPSILON
 
 
+class VectorNorm(nn.Module):
+    """Divide the vectors of an atom by their root mean square; scale the channels.
+
+    ``v ← γ ⊙ v / sqrt(mean_c |v_c|² + ε)``, ε = 1e-2: one number for each atom, so that
+    directions and the ratios of channels stay as they are.
+
+    Args:
+        n_features: width F.
+    """
+
+    def __init__(self, n_features: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(n_features))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Transform (n_atoms, 3 + internal, F)."""
+        square = vectors.square().sum(1, keepdim=True).mean(2, keepdim=True)
+        return self.scale * vectors * torch.rsqrt(square + _EPSILON)
+
+
 class GatedEquivariantBlock(nn.Module):
     """Mix scalars with the norms of vectors; gate vectors by scalars.
 

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from mlff.batch import AtomsBatch
 from mlff.models import build_model
-from mlff.models.cmret import CMRETConfig, Interaction
+from mlff.models.cmret import CMRETConfig, Interaction, _EdgeData
 from mlff.neighbors import neighbor_list
 from mlff.nn.embedding import initial_vectors
 from mlff.nn.radial import ENVELOPES
@@ -97,7 +97,7 @@ def test_first_layer_may_leave_out_components_that_are_zero(charge_spin):
     scalars = model.embedding(batch.numbers)
     vectors = initial_vectors(batch, 16, charge_spin, torch.float64)
     assert not vectors[:, :3].any()
-    edge = model._edge_data(graph)
+    edge = _EdgeData.of(model.edge_features(graph), graph)
     full = model.layers[0](scalars, vectors, graph, edge)
     short = model.layers[0](scalars, vectors[:, 3:], graph, edge)
     assert full[1].shape == vectors.shape

@@ -34,6 +34,9 @@ LAYERS = {
 LABELLING = ("journal", "scf", "dft", "workers", "labels")
 LABELLING_MAY_USE = 2
 
+#: What models may import of one another.
+SHARED_BY_MODELS = ("models.base", "models.edgewise")
+
 #: Modules of these layers do not import each other.
 STRANGERS = (3, 5)
 
@@ -137,7 +140,7 @@ def models_that_know_each_other(modules: list[Module]) -> list[str]:
         for module in modules
         if module.top == "models" and module.name != "models"
         for other in sorted(neighbors(module, known))
-        if other.startswith("models") and other != "models.base"
+        if other.startswith("models") and other not in SHARED_BY_MODELS
     ]
 
 
