@@ -50,8 +50,7 @@ def build(options, dtype=torch.float64):
 @pytest.mark.parametrize("name", MODELS)
 def test_every_registered_model_keeps_the_contract(name, dtype):
     torch.manual_seed(0)
-    options = {"name": name, **(SMALL if name == "cmret" else {})}
-    potential = Potential.build(options, REFERENCES, INFO, dtype)
+    potential = Potential.build({"name": name, **SMALL}, REFERENCES, INFO, dtype)
     assert len(check_model(potential)) == len(contract.MODEL_CHECKS)
 
 
