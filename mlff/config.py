@@ -51,7 +51,7 @@ def from_table(kind: type[T], table: Mapping[str, Any], where: str = "") -> T:
     for key in table:
         if key not in fields:
             close = difflib.get_close_matches(key, fields, n=1)
-            hint = f"; did you mean `{close[0]}`?" if close else ""
+            hint = f"; did you mean `{close[0]}`?" if close else "."
             raise InputError(
                 f"unknown key `{where}{key}`{hint} Known are {sorted(fields)}"
             )

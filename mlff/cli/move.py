@@ -56,12 +56,18 @@ def _add_md(verbs: Any) -> None:
     add = parser.add_argument_group("length and output").add_argument
     add("--steps", type=int, metavar="N", help="length of the run")
     add("--picoseconds", type=float, metavar="X", help="length of the run, instead")
-    add("--every", type=int, metavar="N", help="steps between frames (10)")
+    add(
+        "--every",
+        type=int,
+        metavar="N",
+        help="steps between frames (10); final.xyz has the last step in any case",
+    )
     add(
         "--states",
         type=_states,
         metavar='"Q,M Q,M …"',
-        help="charge and multiplicity of states whose energies are recorded: gaps",
+        help="charge and multiplicity of states whose energies are recorded along the "
+        "way, for gaps; what moves is the state of --charge and --spin",
     )
     add(
         "--export",
@@ -159,15 +165,12 @@ def _add_bounds(parser: Any, temperature: bool = True) -> None:
 
 
 def _states(text: str) -> list[list[int]]:
+    from mlff.cli.runs import state_pairs
+
     try:
-        states = [[int(number) for number in pair.split(",")] for pair in text.split()]
-    except ValueError:
-        states = []
-    if not states or any(len(state) != 2 for state in states):
-        raise argparse.ArgumentTypeError(
-            f"must be charge,multiplicity pairs like '0,1 0,3', got {text!r}"
-        )
-    return states
+        return state_pairs(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _md(arguments: argparse.Namespace) -> int:
@@ -209,8 +212,10 @@ def _md(arguments: argparse.Namespace) -> int:
             f"seen in training, for example system {index}: {text}; energies there "
             "mean little, and --region freeze stops such systems"
         )
-    for index, stopped in result.frozen.items():
-        result.atoms[index].info["frozen"] = stopped.reason
+    for index, atoms in enumerate(result.atoms):
+        atoms.info.pop("converged", None)  # of a relaxation before
+        if index in result.frozen:
+            atoms.info["frozen"] = result.frozen[index].reason
     _write_frames(folder / "final.xyz", result.atoms)
     if config.export is not None:
         _export(folder, config.export, not arguments.quiet)

@@ -228,6 +228,23 @@ def _potential(model: str, device: str, dtype: str | None) -> "Potential":
     return load(model, check_device(device), check_dtype(dtype))
 
 
+def state_pairs(text: str) -> list[list[int]]:
+    """Read states as a command has them, ``"0,1 0,3"``: charge and multiplicity.
+
+    Raises:
+        InputError: anything else.
+    """
+    try:
+        states = [[int(number) for number in pair.split(",")] for pair in text.split()]
+    except ValueError:
+        states = []
+    if not states or any(len(state) != 2 for state in states):
+        raise InputError(
+            f"must be charge,multiplicity pairs like '0,1 0,3', got {text!r}"
+        )
+    return states
+
+
 def _given(**settings: Any) -> dict[str, Any]:
     """Settings that were given; the others keep the defaults of the class."""
     return {name: value for name, value in settings.items() if value is not None}
@@ -281,8 +298,18 @@ def read_config(kind: type[Config], arguments: argparse.Namespace) -> Config:
 
 
 def _anchored(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """A table whose paths are relative to a folder; other types are left to fail."""
+    """A table whose paths are relative to a folder; other types are left to fail.
+
+    One file, and states as a command has them, may be strings.
+    """
     out = dict(table)
+    if isinstance(out.get("structures"), str):
+        out["structures"] = [out["structures"]]
+    if isinstance(out.get("states"), str):
+        try:
+            out["states"] = state_pairs(out["states"])
+        except InputError as error:
+            raise InputError(f"`states` {error}") from error
     if isinstance(out.get("structures"), list):
         out["structures"] = [
             str(folder / name) if isinstance(name, str) else name

@@ -209,7 +209,8 @@ class Langevin(Integrator):
 
     Attributes:
         temperature_K: T, K; a number, one per system, or a function of the time in fs.
-        friction_per_fs: γ, 1/fs; a number or one per system.
+        friction_per_fs: γ, 1/fs; a number or one per system. ASE's ``friction`` is this
+            divided by ``ase.units.fs``.
     """
 
     temperature_K: Target

@@ -31,7 +31,7 @@ def build_model(name: str, **options: Any) -> Representation:
     for option in options:
         if option not in known:
             close = difflib.get_close_matches(option, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = f"; did you mean {close[0]!r}?" if close else "."
             raise InputError(
                 f"model {name!r} has no option {option!r}{hint} It has {known}"
             )

@@ -1,8 +1,8 @@
 """What models share that pass messages along edges: options, edge features, the start.
 
-A family is its file: the options it adds, and :meth:`Edgewise.interact`. All that an edge
-does goes through :class:`EdgeFeatures`, so that a family runs as well on other tasks,
-whose atoms and edges start from other numbers.
+A family is its file: the options it adds, and :meth:`Edgewise.interact`. All that an
+edge does goes through :class:`EdgeFeatures`, so that a family runs as well on other
+tasks, whose atoms and edges start from other numbers.
 """
 
 from abc import abstractmethod

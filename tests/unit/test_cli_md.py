@@ -146,6 +146,18 @@ def config_of(*words: str) -> MDConfig:
     return read_config(MDConfig, cli._parser().parse_args(["md", *words]))
 
 
+def test_one_file_and_states_may_be_strings_in_a_run_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = "model='m'\nout='o'\nsteps=1\ntemperature_K=1\nstructures='a.xyz'\n"
+    Path("run.toml").write_text(text + "states='0,1 -1,2'\n")
+    config = config_of("run.toml")
+    assert config.structures == ("a.xyz",)
+    assert config.states == ((0, 1), (-1, 2))
+    Path("run.toml").write_text(text + "states='triplet'\n")
+    with pytest.raises(InputError, match="`states` must be charge,multiplicity pairs"):
+        config_of("run.toml")
+
+
 def test_a_ramp_in_a_run_file_becomes_a_ramp(folder, tmp_path):
     points = "temperature_K = [[0, 100], [10, 500]]"
     (tmp_path / "run.toml").write_text(TOML.replace("temperature_K = 300", points))
@@ -336,7 +348,7 @@ def test_mistakes_are_told_in_one_line_before_any_step(folder, capsys, words, me
     (folder / "empty.xyz").touch()
     (folder / "run.toml").write_text(TOML)
     (folder / "bad.toml").write_text(TOML + "timestep = 1\n")
-    (folder / "worse.toml").write_text(TOML.replace('["ch2.xyz"]', '"ch2.xyz"'))
+    (folder / "worse.toml").write_text(TOML.replace('["ch2.xyz"]', "3"))
     frame = methylene(1.1, 110, 3)
     frame.set_momenta(np.full((3, 3), 0.1))
     ase.io.write("moving.xyz", frame, format="extxyz")
