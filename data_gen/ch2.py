@@ -2,12 +2,15 @@
 
     python data_gen/ch2.py grid --workers 2       # ch2.xyz, 2,000 labels
     python data_gen/ch2.py surface --workers 2    # ch2_surface.xyz, 1,554 labels
+    python data_gen/ch2.py response --workers 2   # ch2_response.xyz, 300 labels
     python data_gen/ch2.py reference              # what `mlff demo` compares with
 
 ``grid`` is that of the CMRET paper (arXiv:2308.10752, section 2.2): 10 × 10 × 10 nodes
 in the two bond lengths (0.95 … 1.20 Å) and the H-C-H angle (90 … 140°), each as singlet
 and as triplet. ``surface`` is the region of its Figure 3: equal bonds, 21 × 37 nodes
-(0.90 … 1.40 Å, 90 … 180°), for comparison only, never for training. The singlet is
+(0.90 … 1.40 Å, 90 … 180°), for comparison only, never for training. ``response`` is
+150 points of a Sobol sequence over the box of ``grid``, both states, with
+polarizabilities. The singlet is
 restricted throughout; where it is unstable towards an unrestricted solution the label
 says so (``stable_uks``). ``reference`` relaxes both states with DFT and takes the angle
 scan at 1.10 Å from ``surface``; it ships with the model.
@@ -18,6 +21,7 @@ B3LYP with VWN5 (PySCF's ``b3lyp5``) in cc-pVDZ. A killed run continues where it
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -26,6 +30,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.io import read, write
 from ase.optimize import BFGS
+from scipy.stats import qmc
 
 from mlff.dft import DFTSettings, label
 from mlff.labels import label_frames
@@ -69,6 +74,14 @@ def surface() -> Iterator[Atoms]:
     for bond, angle in product(np.linspace(0.90, 1.40, 21), np.linspace(90, 180, 37)):
         for spin in (1, 3):
             yield methylene(bond, bond, angle, spin, "ch2_surface")
+
+
+def response() -> Iterator[Atoms]:
+    """Yield geometries that fill the box of the training geometries evenly."""
+    points = qmc.Sobol(3, rng=np.random.default_rng(0)).random_base2(8)[:150]
+    for first, second, angle in qmc.scale(points, [0.95, 0.95, 90], [1.20, 1.20, 140]):
+        for spin in (1, 3):
+            yield methylene(first, second, angle, spin, "ch2_response")
 
 
 def check_level() -> None:
@@ -116,12 +129,20 @@ def reference(out: Path) -> None:
     write(out, frames + on_scan, format="extxyz")
 
 
-RECIPES = {"grid": (grid, "ch2.xyz"), "surface": (surface, "ch2_surface.xyz")}
+RECIPES = {
+    "grid": (grid, "ch2.xyz", SETTINGS),
+    "surface": (surface, "ch2_surface.xyz", SETTINGS),
+    "response": (
+        response,
+        "ch2_response.xyz",
+        replace(SETTINGS, polarizability=True),
+    ),
+}
 SHIPPED = HERE.parent / "mlff" / "pretrained" / "ch2_reference.xyz"
 
 
 def main() -> None:
-    """Label one of the two sets."""
+    """Label one of the sets."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -133,9 +154,9 @@ def main() -> None:
     if arguments.recipe == "reference":
         reference(arguments.out or SHIPPED)
         return
-    frames, name = RECIPES[arguments.recipe]
+    frames, name, settings = RECIPES[arguments.recipe]
     out = arguments.out or HERE / name
-    report = label_frames(list(frames()), out, SETTINGS, workers=arguments.workers)
+    report = label_frames(list(frames()), out, settings, workers=arguments.workers)
     print(report)
     for index, reason in report.failed:
         print(f"frame {index}: {reason}", file=sys.stderr)

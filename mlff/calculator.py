@@ -53,14 +53,21 @@ def evaluate(potential: Potential, batch: AtomsBatch, edges: Edges) -> dict[str,
     Returns:
         By ASE's names: ``energy`` and ``free_energy``, the same Python float, eV;
         ``energies`` (n_atoms,), eV; ``forces`` (n_atoms, 3), eV/Å; ``stress`` (6,) in
-        Voigt order, eV/Å³, if the system is periodic and its cell has a volume. Arrays
-        are float64, C-contiguous, and owned by the caller.
+        Voigt order, eV/Å³, if the system is periodic and its cell has a volume;
+        ``dipole`` (3,), e·Å about the center of nuclear charge, if it is not periodic.
+        Arrays are float64, C-contiguous, and owned by the caller.
 
     Raises:
         InputError: the model gives something that is not finite.
     """
     stressed = batch.periodic and _has_volume(batch.cell[0].cpu().numpy())
-    wanted = [name for name in potential.properties if name != "stress" or stressed]
+    wanted = [
+        name
+        for name in potential.properties
+        if PROPERTIES[name].ase is not None
+        and (name != "stress" or stressed)
+        and not (batch.periodic and PROPERTIES[name].head != "energy")
+    ]
     results: dict[str, Any] = {}
     for name, value in potential(batch, edges, wanted).items():
         known = PROPERTIES[name]
@@ -73,12 +80,12 @@ def evaluate(potential: Potential, batch: AtomsBatch, edges: Edges) -> dict[str,
             )
         if known.ase == "stress":
             array = full_3x3_to_voigt_6_stress(array)
-        if known.ase is not None:
-            scalar = np.ndim(array) == 0
-            results[known.ase] = (
-                float(array) if scalar else np.array(array, np.float64, order="C")
-            )
-    results["free_energy"] = results["energy"]
+        scalar = np.ndim(array) == 0
+        results[str(known.ase)] = (
+            float(array) if scalar else np.array(array, np.float64, order="C")
+        )
+    if "energy" in results:
+        results["free_energy"] = results["energy"]
     return results
 
 
@@ -156,7 +163,8 @@ class MLFFCalculator(Calculator):
     ) -> None:
         self.potential = _prepared(model, device, dtype)
         names = [PROPERTIES[name].ase for name in self.potential.properties]
-        self.implemented_properties = [n for n in names if n] + ["free_energy"]
+        known = [name for name in names if name]
+        self.implemented_properties = known + ["free_energy"] * ("energy" in known)
         self._neighbors = NeighborList(self.potential.cutoff, skin)
         self._input: _Input | None = None
         self._topology: tuple[bytes, bytes, bytes, State] | None = None
@@ -236,6 +244,11 @@ class MLFFCalculator(Calculator):
         atoms = self.atoms if atoms is None else atoms
         if atoms is None:
             raise InputError("`atoms` is needed: there are no results to refer to")
+        if "dipole" in properties and atoms.pbc.any():
+            raise PropertyNotImplementedError(
+                "the dipole is about the center of nuclear charge, which a periodic "
+                "system does not have"
+            )
         if "stress" in properties and not (
             atoms.pbc.any() and _has_volume(atoms.cell.array)
         ):

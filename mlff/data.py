@@ -7,13 +7,14 @@ an error that names the keys found, never a zero.
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from ase import Atoms
+from torch import Tensor
 
 from mlff.batch import AtomsBatch
 from mlff.dataset import (
@@ -26,6 +27,7 @@ from mlff.dataset import (
 )
 from mlff.errors import DataError, InputError
 from mlff.frames import read_frames
+from mlff.properties import PROPERTIES, TARGETS
 from mlff.units import ENERGY_UNITS, LENGTH_UNITS
 from mlff.vetting import vet
 
@@ -59,14 +61,22 @@ class LabelKeys:
         energy_unit: one of ``units.ENERGY_UNITS``.
         forces_unit: energy unit / length unit, e.g. ``"Hartree/Bohr"``. Positions are
             in Å always.
+        others: keys of other properties by their names, in the units of
+            :data:`mlff.properties.PROPERTIES`; ``REF_dipole`` and so on if not given.
     """
 
     energy: str = "REF_energy"
     forces: str = "REF_forces"
     energy_unit: str = "eV"
     forces_unit: str = "eV/Ang"
+    others: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        unknown = sorted(set(self.others) - set(TARGETS[2:]))
+        if unknown:
+            raise InputError(
+                f"`others` must name properties among {TARGETS[2:]}, got {unknown}"
+            )
         if self.energy_unit not in ENERGY_UNITS:
             raise InputError(
                 f"`energy_unit` must be one of {list(ENERGY_UNITS)}, got "
@@ -79,16 +89,19 @@ class LabelKeys:
                 f"{list(LENGTH_UNITS)}, e.g. 'eV/Ang', got {self.forces_unit!r}"
             )
 
-    @property
-    def energy_factor(self) -> float:
-        """From the declared unit to eV."""
-        return ENERGY_UNITS[self.energy_unit]
+    def of(self, name: str) -> str:
+        """Return the key of a property."""
+        known = {"energy": self.energy, "forces": self.forces, **self.others}
+        return known.get(name) or str(PROPERTIES[name].label)
 
-    @property
-    def forces_factor(self) -> float:
-        """From the declared unit to eV/Å."""
-        energy, _, length = self.forces_unit.rpartition("/")
-        return ENERGY_UNITS[energy] / LENGTH_UNITS[length]
+    def factor(self, name: str) -> float:
+        """Return the factor from the declared unit of a property to ours."""
+        if name == "energy":
+            return ENERGY_UNITS[self.energy_unit]
+        if name == "forces":
+            energy, _, length = self.forces_unit.rpartition("/")
+            return ENERGY_UNITS[energy] / LENGTH_UNITS[length]
+        return 1.0
 
 
 #: Pairs of keys that are tried, in this order, when none are given: those this package
@@ -104,6 +117,7 @@ def load_dataset(
     paths: str | Path | Sequence[str | Path],
     keys: LabelKeys | None = None,
     *,
+    properties: Sequence[str] = ("energy", "forces"),
     level_of_theory: str = "",
     trust_labels: bool = False,
 ) -> Dataset:
@@ -116,6 +130,8 @@ def load_dataset(
         paths: one file or several, see :func:`read_frames`.
         keys: where the labels are; the first of ``KNOWN_KEYS`` that occurs if not
             given.
+        properties: names from :data:`mlff.properties.TARGETS`; every frame must have a
+            label of each.
         level_of_theory: of the labels; needed only where frames do not agree in
             ``info["level_of_theory"]``.
         trust_labels: skip the checks of units, sign and size, see :func:`vetting.vet`.
@@ -138,6 +154,7 @@ def load_dataset(
         frames,
         names,
         keys,
+        properties=properties,
         level_of_theory=level_of_theory,
         trust_labels=trust_labels,
     )
@@ -148,6 +165,7 @@ def label_dataset(
     names: Sequence[str] | None = None,
     keys: LabelKeys | None = None,
     *,
+    properties: Sequence[str] = ("energy", "forces"),
     level_of_theory: str = "",
     trust_labels: bool = False,
 ) -> Dataset:
@@ -158,26 +176,14 @@ def label_dataset(
         raise DataError(
             f"{len(frames)} frames: training and evaluation need at least two"
         )
-    keys = keys or _detect(frames)
-    energy = _labels(frames, names, keys.energy)
-    forces = _labels(frames, names, keys.forces)
-    for name, atoms, e, f in zip(names, frames, energy, forces, strict=True):
-        for key, label in ((keys.energy, e), (keys.forces, f)):
-            if np.asarray(label).dtype.kind not in "iuf":
-                raise DataError(f"{name}: `{key}` must be numbers, got {label!r}")
-        if np.size(e) != 1 or np.shape(f) != (len(atoms), 3):
-            raise DataError(
-                f"{name}: `{keys.energy}` must be one number and `{keys.forces}` "
-                f"{(len(atoms), 3)}, got shapes {np.shape(e)} and {np.shape(f)}"
-            )
+    keys = keys or _detect(frames, properties)
     dataset = Dataset(
         batch=_batch(frames, names),
-        energy=torch.tensor(
-            [float(np.ravel(e)[0]) for e in energy], dtype=torch.float64
-        )
-        * keys.energy_factor,
-        forces=torch.from_numpy(np.concatenate(forces).astype(np.float64))
-        * keys.forces_factor,
+        labels={
+            name: _tensor(frames, names, name, keys.of(name)) * keys.factor(name)
+            for name in TARGETS
+            if name in properties
+        },
         names=tuple(names),
         level_of_theory=level_of_theory or _level(frames, names),
     )
@@ -203,19 +209,55 @@ def _stored(atoms: Atoms) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def _detect(frames: Sequence[Atoms]) -> LabelKeys:
+def _detect(frames: Sequence[Atoms], properties: Sequence[str]) -> LabelKeys:
     found: set[str] = set()
     for atoms in frames:
         found |= set(_stored(atoms))
+    needed = [name for name in ("energy", "forces") if name in properties]
     for keys in KNOWN_KEYS:
-        if keys.energy in found and keys.forces in found:
+        if all(keys.of(name) in found for name in needed):
             return keys
-    pairs = ", ".join(f"{k.energy} and {k.forces}" for k in KNOWN_KEYS)
+    tried = ", ".join(" and ".join(k.of(n) for n in needed) for k in KNOWN_KEYS)
+    what = {"energy": "energies", "forces": "forces"}
     raise DataError(
-        f"no energies with forces: looked for {pairs}; the keys found are "
-        f"{sorted(found)}{_nearest('REF_forces', found)}. Name the keys with "
-        "LabelKeys(energy=..., forces=...)"
+        f"no {' with '.join(what[n] for n in needed)}: looked for {tried}; the keys "
+        f"found are {sorted(found)}{_nearest(KNOWN_KEYS[0].of(needed[-1]), found)}. "
+        "Name the keys with LabelKeys(energy=..., forces=...)"
     )
+
+
+def labelled(frames: Sequence[Atoms], keys: LabelKeys | None = None) -> list[str]:
+    """Return the properties of which any frame has a label.
+
+    Args:
+        frames: systems.
+        keys: where the labels are; see :func:`load_dataset`.
+    """
+    found: set[str] = set().union(*(_stored(atoms) for atoms in frames))
+    tried = (keys,) if keys else KNOWN_KEYS
+    return [name for name in TARGETS if any(k.of(name) in found for k in tried)]
+
+
+def _tensor(
+    frames: Sequence[Atoms], names: Sequence[str], name: str, key: str
+) -> Tensor:
+    """Return the labels of one property, checked for type and shape."""
+    known = PROPERTIES[name]
+    rows = []
+    labels = _labels(frames, names, key)
+    for where, atoms, label in zip(names, frames, labels, strict=True):
+        array = np.asarray(label)
+        shape = (*((len(atoms),) if known.per == "atom" else ()), *known.shape)
+        if array.dtype.kind not in "iuf":
+            raise DataError(f"{where}: `{key}` must be numbers, got {label!r}")
+        fits = array.size == 1 if shape == () else array.shape == shape
+        if not fits:
+            needed = "one number" if shape == () else f"of shape {shape}"
+            raise DataError(
+                f"{where}: `{key}` must be {needed}, got shape {array.shape}"
+            )
+        rows.append(array.astype(np.float64).reshape(-1, *known.shape))
+    return torch.from_numpy(np.concatenate(rows))
 
 
 def _nearest(key: str, found: set[str]) -> str:

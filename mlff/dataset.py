@@ -1,7 +1,7 @@
 """Labelled systems in memory: selection, splits, and reference energies.
 
 Knows which frames are copies of one another; knows nothing of files or of models.
-Energies in eV, forces in eV/Å, both float64.
+Labels are in the units of :data:`mlff.properties.PROPERTIES`, float64.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mlff.batch import AtomsBatch
 from mlff.errors import DataError
+from mlff.properties import PROPERTIES
 from mlff.state import State
 
 #: Frames whose sorted interatomic distances all agree within this (Å) are copies.
@@ -32,24 +33,32 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Systems with their energies and forces.
+    """Systems with their labels.
 
     Attributes:
         batch: the systems.
-        energy: total energies, (n_systems,), float64, eV.
-        forces: forces, (n_atoms, 3), float64, eV/Å.
+        labels: by property, one row for each system or atom, float64.
         names: where each system comes from, ``"ch2.xyz, frame 17"``, (n_systems,).
         level_of_theory: of all labels, e.g. ``"b3lyp5/cc-pvdz"``.
     """
 
     batch: AtomsBatch
-    energy: Tensor
-    forces: Tensor
+    labels: dict[str, Tensor]
     names: tuple[str, ...]
     level_of_theory: str
 
     def __len__(self) -> int:
         return self.batch.n_systems
+
+    @property
+    def energy(self) -> Tensor:
+        """Total energies, (n_systems,), eV."""
+        return self.labels["energy"]
+
+    @property
+    def forces(self) -> Tensor:
+        """Forces, (n_atoms, 3), eV/Å."""
+        return self.labels["forces"]
 
     @cached_property
     def _starts(self) -> Tensor:
@@ -58,13 +67,14 @@ class Dataset:
 
     def select(self, systems: Sequence[int] | Tensor) -> Self:
         """Return the data of these systems, in this order."""
-        chosen = torch.as_tensor(systems, dtype=torch.int64, device=self.energy.device)
+        device = self.batch.system.device
+        chosen = torch.as_tensor(systems, dtype=torch.int64, device=device)
         batch = self.batch.select(chosen)
         atoms = self._starts[chosen][batch.system] + batch.slot
+        rows = {"system": chosen, "atom": atoms}
         return type(self)(
             batch=batch,
-            energy=self.energy[chosen],
-            forces=self.forces[atoms],
+            labels={n: v[rows[PROPERTIES[n].per]] for n, v in self.labels.items()},
             names=tuple(self.names[k] for k in chosen.tolist()),
             level_of_theory=self.level_of_theory,
         )
@@ -73,8 +83,7 @@ class Dataset:
         """Return the data on a device."""
         return type(self)(
             batch=self.batch.to(device),
-            energy=self.energy.to(device),
-            forces=self.forces.to(device),
+            labels={name: value.to(device) for name, value in self.labels.items()},
             names=self.names,
             level_of_theory=self.level_of_theory,
         )
@@ -86,7 +95,7 @@ class Dataset:
         b = self.batch
         for tensor in (b.numbers, b.positions, b.system, b.cell, b.pbc, b.charge):
             digest.update(tensor.cpu().numpy().tobytes())
-        for tensor in (b.multiplicity, self.energy, self.forces):
+        for tensor in (b.multiplicity, *self.labels.values()):
             digest.update(tensor.cpu().numpy().tobytes())
         return digest.hexdigest()
 
@@ -327,8 +336,7 @@ def overlap(train: Dataset, test: Dataset) -> int:
 def _joined(first: Dataset, second: Dataset) -> Dataset:
     return Dataset(
         batch=AtomsBatch.concat([first.batch, second.batch]),
-        energy=torch.cat([first.energy, second.energy]),
-        forces=torch.cat([first.forces, second.forces]),
+        labels={},
         names=first.names + second.names,
         level_of_theory=first.level_of_theory,
     )

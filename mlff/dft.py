@@ -8,14 +8,14 @@ Restricted or unrestricted Kohn-Sham follows the multiplicity (``reference="auto
 and is stated in every label; restricted open-shell is never used. Forces contain the
 response of the integration grid, so that they are the derivative of the energy.
 
-Energies in eV, forces in eV/Å, dipoles in e·Å about the centre of nuclear charge.
+Energies in eV, forces in eV/Å, dipoles in e·Å and the spatial extent in Å² about the
+centre of nuclear charge, polarizability volumes in Å³.
 """
 
 import hashlib
 import json
 import math
 import warnings
-from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
 
@@ -24,6 +24,7 @@ from ase import Atoms
 
 from mlff import units
 from mlff.errors import InputError
+from mlff.response import NotConvergedInField, polarizability, spatial_extent
 from mlff.scf import DFTSettings, NotConverged, Solution, functional, solve
 from mlff.state import State, read_state
 
@@ -85,7 +86,7 @@ def input_hash(atoms: Atoms, state: State, settings: DFTSettings) -> str:
         "positions": [[f"{x:.8f}" for x in row] for row in atoms.positions],
         "charge": state.charge,
         "multiplicity": state.multiplicity,
-        "settings": asdict(settings),
+        "settings": settings.identity(),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -150,7 +151,8 @@ def label(atoms: Atoms, settings: DFTSettings | None = None) -> Atoms:
 
     Returns:
         A copy whose ``info`` holds ``charge``, ``spin`` (2S+1), ``REF_energy`` (eV),
-        ``REF_dipole`` (e·Å about the centre of nuclear charge), ``s_squared``,
+        ``REF_dipole`` (e·Å) and ``REF_spatial_extent`` (⟨R²⟩, Å²) about the centre of
+        nuclear charge, ``REF_polarizability`` (Å³) if asked for, ``s_squared``,
         ``contaminated``, ``scf_rung`` (which rung of the ladder converged), ``gap_eV``
         (HOMO-LUMO; absent if the basis has no virtual orbital), ``stable`` (a minimum
         for its kind of reference; one that is not has been followed down, and is
@@ -180,11 +182,17 @@ def label(atoms: Atoms, settings: DFTSettings | None = None) -> Atoms:
         spin=state.multiplicity,
         REF_energy=energy,
         REF_dipole=_dipole(solution.field, atoms),
+        REF_spatial_extent=spatial_extent(solution.field),
         **_evidence(solution, state),
         level_of_theory=settings.level_of_theory(state.multiplicity),
         code=_code(),
         input_hash=input_hash(atoms, state, settings),
     )
+    if settings.polarizability:
+        try:
+            out.info["REF_polarizability"] = polarizability(solution.field)
+        except NotConvergedInField as error:
+            raise NotConverged(str(error)) from error
     if solution.stable is not None:
         out.info["stable"] = solution.stable
     if solution.stable_uks is not None:

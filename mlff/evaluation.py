@@ -1,9 +1,11 @@
 """How wrong a potential is, overall and for each electronic state, and its pictures.
 
-Errors are MAE and RMSE of total energies in meV and of force components in meV/Å.
+Errors are MAE and RMSE of total energies in meV, of force components in meV/Å, and of
+other properties in the units of :data:`mlff.properties.PROPERTIES`, which the names of
+metrics end in.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mlff.data import Dataset, LabelKeys, load_dataset
-from mlff.errors import InputError
+from mlff.data import Dataset, LabelKeys, labelled, load_dataset, read_frames
+from mlff.errors import DataError, InputError
 from mlff.inference import check_batch
 from mlff.neighbors import neighbor_list
 from mlff.potential import Potential
-
-# From eV to the meV in which errors are told.
-_MILLI = 1e3
+from mlff.properties import PROPERTIES, TARGETS
 
 # Fixed margins of two panels side by side; a layout engine costs more than the drawing.
 _MARGINS = {"left": 0.08, "right": 0.98, "bottom": 0.13, "top": 0.92, "wspace": 0.25}
@@ -31,19 +31,15 @@ class Residuals:
     """Prediction minus label.
 
     Attributes:
-        energy: (n_systems,), float64, eV.
-        forces: (n_atoms, 3), float64, eV/Å.
+        values: by property, as :attr:`mlff.dataset.Dataset.labels`.
     """
 
-    energy: Tensor
-    forces: Tensor
+    values: dict[str, Tensor]
 
-    def loss(self, energy_weight: float, forces_weight: float) -> Tensor:
-        """Return ``energy_weight · MSE(energy) + forces_weight · MSE(forces)``."""
-        return (
-            energy_weight * self.energy.square().mean()
-            + forces_weight * self.forces.square().mean()
-        )
+    def loss(self, weights: Mapping[str, float]) -> Tensor:
+        """Return the sum of the mean squared errors, each times its weight."""
+        parts = [w * self.values[name].square().mean() for name, w in weights.items()]
+        return torch.stack(parts).sum()
 
 
 def residuals(
@@ -57,10 +53,8 @@ def residuals(
         create_graph: keep the graph, to train on the result.
     """
     edges = neighbor_list(data.batch, potential.cutoff)
-    out = potential(data.batch, edges, ("energy", "forces"), create_graph=create_graph)
-    return Residuals(
-        energy=out["energy"] - data.energy, forces=out["forces"] - data.forces
-    )
+    out = potential(data.batch, edges, tuple(data.labels), create_graph=create_graph)
+    return Residuals(values={n: out[n] - label for n, label in data.labels.items()})
 
 
 def all_residuals(
@@ -73,8 +67,7 @@ def all_residuals(
         for start in range(0, len(data), size)
     ]
     return Residuals(
-        energy=torch.cat([part.energy for part in parts]),
-        forces=torch.cat([part.forces for part in parts]),
+        values={n: torch.cat([part.values[n] for part in parts]) for n in data.labels}
     )
 
 
@@ -84,24 +77,36 @@ def summarise(errors: Residuals, data: Dataset) -> dict[str, dict[str, float]]:
     Returns:
         ``"all"`` and, e.g., ``"charge +0, multiplicity 3"`` → ``n_systems``,
         ``energy_mae_meV``, ``energy_rmse_meV``, ``energy_max_meV``,
-        ``forces_mae_meV_per_A``, ``forces_rmse_meV_per_A``, ``forces_max_meV_per_A``.
+        ``forces_mae_meV_per_A`` and so on for each property with labels.
     """
     states = [str(state) for state in data.state_list]
     out = {}
     for name in ("all", *sorted(set(states))):
         chosen = torch.tensor([name in ("all", state) for state in states])
-        chosen = chosen.to(errors.energy.device)
+        chosen = chosen.to(data.batch.system.device)
+        rows = {"system": chosen, "atom": chosen[data.batch.system]}
         row: dict[str, float] = {"n_systems": int(chosen.sum())}
-        forces = errors.forces[chosen[data.batch.system]]
-        for what, unit, values in (
-            ("energy", "meV", errors.energy[chosen].abs()),
-            ("forces", "meV_per_A", forces.abs()),
-        ):
-            row[f"{what}_mae_{unit}"] = _MILLI * float(values.mean())
-            row[f"{what}_rmse_{unit}"] = _MILLI * float(values.square().mean().sqrt())
-            row[f"{what}_max_{unit}"] = _MILLI * float(values.max())
+        for what, values in errors.values.items():
+            known = PROPERTIES[what]
+            wrong = known.error_factor * values[rows[known.per]].abs()
+            row[f"{what}_mae_{known.error_unit}"] = float(wrong.mean())
+            row[f"{what}_rmse_{known.error_unit}"] = float(wrong.square().mean().sqrt())
+            row[f"{what}_max_{known.error_unit}"] = float(wrong.max())
         out[name] = row
     return out
+
+
+def mean_errors(row: Mapping[str, float]) -> dict[str, float]:
+    """Return the mean absolute errors of a row of :func:`summarise`."""
+    return {name: value for name, value in row.items() if "_mae_" in name}
+
+
+def told(row: Mapping[str, float]) -> str:
+    """Return the mean absolute errors of a row in words: ``"0.03 meV, 0.3 meV/Å"``."""
+    return ", ".join(
+        f"{value:.3g} {in_words(name.partition('_mae_')[2])}"
+        for name, value in mean_errors(row).items()
+    )
 
 
 def evaluate(
@@ -122,8 +127,9 @@ def evaluate(
         plot: file for a parity plot, e.g. ``"parity.png"``.
 
     Returns:
-        See :func:`summarise`: MAE, RMSE and largest error of energies (meV) and force
-        components (meV/Å), for all systems and for each electronic state.
+        See :func:`summarise`: MAE, RMSE and largest error of energies (meV), force
+        components (meV/Å) and whatever else the frames have labels of and the
+        potential gives, for all systems and for each electronic state.
 
     Raises:
         DataError: labels that are missing or cannot be right.
@@ -133,13 +139,35 @@ def evaluate(
     if plot is not None:
         _check_format(Path(plot))
     if not isinstance(data, Dataset):
-        data = load_dataset(data, keys, trust_labels=trust_labels)
+        data = _load(potential, data, keys, trust_labels)
     check_batch(potential, data.batch)
     data = data.to(potential.device)
     errors = all_residuals(potential, data)
     if plot is not None:
         plot_parity(plot, data, errors)
     return summarise(errors, data)
+
+
+def _load(
+    potential: Potential,
+    paths: str | Path | Sequence[str | Path],
+    keys: LabelKeys | None,
+    trust_labels: bool,
+) -> Dataset:
+    """Read all labels that a potential can be compared with."""
+    files = [paths] if isinstance(paths, (str, Path)) else paths
+    present = labelled([frame for file in files for frame in read_frames(file)], keys)
+    known = [name for name in present if name in potential.properties]
+    if "energy" in potential.heads and "energy" not in known:
+        known.insert(0, "energy")  # missing, it is an error that says so
+    if not known:
+        targets = [name for name in potential.properties if name in TARGETS]
+        raise DataError(
+            f"the frames have no label of any of {', '.join(targets)}, which is what "
+            "the potential gives; the keys are "
+            f"{', '.join(str(PROPERTIES[name].label) for name in targets)}"
+        )
+    return load_dataset(files, keys, properties=known, trust_labels=trust_labels)
 
 
 def _check_format(path: Path) -> None:
@@ -162,14 +190,14 @@ def plot_parity(path: str | Path, data: Dataset, errors: Residuals) -> None:
 
     system = data.batch.system.cpu().numpy()
     states = np.array([str(state) for state in data.state_list])
-    figure = Figure(figsize=(9, 4.2))
-    left, right = figure.subplots(1, 2, gridspec_kw=_MARGINS)
-    for axes, labels, error, of, unit in (
-        (left, data.energy, errors.energy, states, "energy, eV"),
-        (right, data.forces, errors.forces, states[system], "force component, eV/Å"),
-    ):
-        reference, wrong = _flat(labels), _flat(error)
-        shift = float(reference[:, 0].mean()) if unit.startswith("energy") else 0.0
+    names = list(data.labels)
+    figure = Figure(figsize=(4.5 * max(len(names), 2), 4.2))
+    panels = figure.subplots(1, len(names), squeeze=False, gridspec_kw=_MARGINS)[0]
+    for name, axes in zip(names, panels, strict=True):
+        known = PROPERTIES[name]
+        of = states if known.per == "system" else states[system]
+        reference, wrong = _flat(data.labels[name]), _flat(errors.values[name])
+        shift = float(reference[:, 0].mean()) if name == "energy" else 0.0
         for state in sorted(set(states.tolist())):
             rows = of == state
             x = reference[rows].ravel() - shift
@@ -177,12 +205,18 @@ def plot_parity(path: str | Path, data: Dataset, errors: Residuals) -> None:
         ends = np.array([reference.min(), reference.max()]) - shift
         axes.plot(ends, ends, color="black", linewidth=0.8)
         zero = f" (less {shift:.3f})" if shift else ""
-        axes.set_xlabel(f"label: {unit}{zero}")
-        axes.set_ylabel(f"prediction: {unit}{zero}")
-        mae = _MILLI * float(np.abs(wrong).mean())
-        axes.set_title(f"MAE {mae:.3g} m{unit.rsplit(', ', 1)[1]}")
-    left.legend()
+        title = f"{name.replace('_', ' ')}, {known.unit}{zero}"
+        axes.set_xlabel(f"label: {title}")
+        axes.set_ylabel(f"prediction: {title}")
+        mae = known.error_factor * float(np.abs(wrong).mean())
+        axes.set_title(f"MAE {mae:.3g} {in_words(known.error_unit)}")
+    panels[0].legend()
     figure.savefig(path, dpi=120)
+
+
+def in_words(error_unit: str) -> str:
+    """Return a unit as people write it: ``"meV/Å"`` for ``"meV_per_A"``."""
+    return {"meV_per_A": "meV/Å", "A3": "Å³", "A2": "Å²"}.get(error_unit, error_unit)
 
 
 def _flat(values: Tensor) -> NDArray[np.float64]:
@@ -202,15 +236,10 @@ def plot_history(path: str | Path, history: Sequence[dict[str, Any]]) -> None:
     figure = Figure(figsize=(9, 4.2))
     left, right = figure.subplots(1, 2, gridspec_kw=_MARGINS)
     epochs = [row["epoch"] for row in history]
+    errors = [c for c in history[0] if "_mae_" in c] if history else []
     for axes, columns in (
         (left, {"train_loss": "training loss", "validation_loss": "validation loss"}),
-        (
-            right,
-            {
-                "energy_mae_meV": "energy MAE, meV",
-                "forces_mae_meV_per_A": "force component MAE, meV/Å",
-            },
-        ),
+        (right, {column: _error_in_words(column) for column in errors}),
     ):
         for column, label in columns.items():
             axes.plot(epochs, [row[column] for row in history], label=label)
@@ -218,3 +247,8 @@ def plot_history(path: str | Path, history: Sequence[dict[str, Any]]) -> None:
         axes.set_xlabel("epoch")
         axes.legend()
     figure.savefig(path, dpi=120)
+
+
+def _error_in_words(column: str) -> str:
+    name, _, unit = column.partition("_mae_")
+    return f"{name.replace('_', ' ')} MAE, {in_words(unit)}"

@@ -12,7 +12,7 @@ import json
 import platform
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor, Executor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -256,9 +256,15 @@ def _write(out: Path, settings: DFTSettings, report: LabelReport) -> None:
     else:
         out.unlink(missing_ok=True)
     content = {
-        "settings": asdict(settings),
+        "settings": settings.identity(),
         "functional": functional(settings.xc),
-        "units": {"energy": "eV", "length": "Ang", "dipole": "e*Ang"},
+        "units": {
+            "energy": "eV",
+            "length": "Ang",
+            "dipole": "e*Ang",
+            "spatial_extent": "Ang^2",
+            "polarizability": "Ang^3",
+        },
         "code": sorted({str(f.info.get("code")) for f in report.labelled}),
         "python": platform.python_version(),
         "summary": summarise(report.labelled),

@@ -8,7 +8,7 @@ with the symmetric strain ε that deforms positions and cell, ASE's sign.
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Any, Self
@@ -19,15 +19,16 @@ from torch import Tensor, nn
 from mlff.batch import AtomsBatch, Edges, Graph, edge_vectors
 from mlff.device import DTYPES, check_device, check_dtype
 from mlff.errors import InputError, InputTypeError, ModelFileError
-from mlff.heads import EnergyHead
-from mlff.models import Representation, build_model
+from mlff.heads import DERIVED, HEADS
+from mlff.info import TrainingInfo
+from mlff.models import Features, Representation, build_model
+from mlff.properties import PROPERTIES
 from mlff.tensorfile import load_tensors, save_tensors
+
+__all__ = ["Potential", "TrainingInfo", "build_graph", "load", "shipped"]
 
 #: Version of the file format; files with a newer one are refused.
 FORMAT_VERSION = 1
-
-#: Compositions that a file lists at most.
-MAX_FORMULAS = 100
 
 _FORMAT = "mlff-potential"
 _UNITS = {"energy": "eV", "length": "Ang"}
@@ -36,45 +37,12 @@ _UNITS = {"energy": "eV", "length": "Ang"}
 _FAR = 1e3
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingInfo:
-    """Where the weights come from and what they have seen.
-
-    Attributes:
-        elements: atomic numbers in the training data, ascending.
-        states: (charge, multiplicity) pairs in the training data, ascending.
-        formulas: compositions in the training data, Hill notation, ascending; empty
-            if not recorded because there are more than :data:`MAX_FORMULAS`.
-        region: distances (Å) and angles (degrees) in the training data, smallest and
-            largest by elements, see :class:`mlff.region.Region`; empty if not recorded.
-        level_of_theory: of the labels, e.g. ``"b3lyp5/cc-pvdz"``.
-        provenance: data, split, settings and versions; JSON types.
-        metrics: measured errors, units in their names; JSON types.
-    """
-
-    elements: tuple[int, ...]
-    states: tuple[tuple[int, int], ...]
-    formulas: tuple[str, ...] = ()
-    region: dict[str, tuple[float, float]] = field(default_factory=dict)
-    level_of_theory: str = ""
-    provenance: dict[str, Any] = field(default_factory=dict)
-    metrics: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if not self.elements or not all(1 <= z <= 118 for z in self.elements):
-            raise InputError(
-                f"`elements` must be atomic numbers 1 … 118, got {self.elements}"
-            )
-        if not self.states:
-            raise InputError("`states` must name at least one (charge, multiplicity)")
-
-
 class Potential(nn.Module):
     """Energies, forces and stresses of batches of systems.
 
     Args:
         model: features of every atom.
-        heads: by property; ``"energy"`` is needed.
+        heads: by name, see :data:`mlff.heads.HEADS`; at least one.
         references: energy of each element, eV, by atomic number.
         info: what the weights have seen.
     """
@@ -89,8 +57,10 @@ class Potential(nn.Module):
         info: TrainingInfo,
     ) -> None:
         super().__init__()
-        if set(heads) != {"energy"}:
-            raise InputError(f"`heads` must be {{'energy': …}}, got {sorted(heads)}")
+        if not heads or not set(heads) <= set(HEADS):
+            raise InputError(
+                f"`heads` must be one or several of {list(HEADS)}, got {sorted(heads)}"
+            )
         self.model = model
         self.heads = nn.ModuleDict(heads)
         self.info = info
@@ -106,6 +76,8 @@ class Potential(nn.Module):
         references: dict[int, float],
         info: TrainingInfo,
         dtype: torch.dtype = torch.float32,
+        *,
+        heads: Sequence[str] = ("energy",),
     ) -> Self:
         """Build a potential with fresh weights.
 
@@ -114,14 +86,18 @@ class Potential(nn.Module):
             references: energy of each element, eV, by atomic number.
             info: elements and states that it is for.
             dtype: of the network, float32 or float64.
+            heads: keys of :data:`mlff.heads.HEADS`.
         """
         options = {"name": model} if isinstance(model, str) else dict(model)
         if "name" not in options:
             raise InputError(f"`model` must have a 'name', got {options}")
         representation = build_model(**options)
-        head = EnergyHead(representation.n_features)
-        potential = cls(representation, {"energy": head}, references, info)
-        return potential.to(dtype)
+        width = representation.n_features
+        unknown = [name for name in heads if name not in HEADS]
+        if unknown:
+            raise InputError(f"`heads` must be among {list(HEADS)}, got {unknown}")
+        built = {name: HEADS[name](width) for name in heads}
+        return cls(representation, built, references, info).to(dtype)
 
     @property
     def cutoff(self) -> float:
@@ -141,13 +117,17 @@ class Potential(nn.Module):
     @property
     def properties(self) -> tuple[str, ...]:
         """What :meth:`forward` can return."""
-        stress = ("stress",) if self.model.supports_periodic else ()
-        return ("energy", "energies", "forces", *stress)
+        absent = () if self.model.supports_periodic else ("stress",)
+        return tuple(
+            name
+            for name, known in PROPERTIES.items()
+            if known.head in self.heads and name not in absent
+        )
 
     @property
     def config(self) -> dict[str, Any]:
         """How the network is built, JSON types."""
-        return {"model": self.model.config}
+        return {"model": self.model.config, "heads": list(self.heads)}
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Keep the references in float64 under ``.to``, ``.float``, ``.half``."""
@@ -175,25 +155,26 @@ class Potential(nn.Module):
         Returns:
             By name, float64, detached unless ``create_graph``: ``energy``
             (n_systems,), eV; ``energies`` (n_atoms,), eV; ``forces`` (n_atoms, 3),
-            eV/Å; ``stress`` (n_systems, 3, 3), eV/Å³.
+            eV/Å; ``stress`` (n_systems, 3, 3), eV/Å³; others as in
+            :data:`mlff.properties.PROPERTIES`.
 
         Raises:
-            InputError: a property that this potential does not have.
+            InputError: a property that this potential does not have, or that a
+                periodic system does not have.
         """
-        for name in properties:
-            if name not in self.properties:
-                raise InputError(
-                    f"`properties` must be among {self.properties}, got {name!r}"
-                )
+        self.check_properties(properties, batch.periodic)
         forces, stress = "forces" in properties, "stress" in properties
         with torch.set_grad_enabled(forces or stress or create_graph):
             inputs: list[Tensor] = []
             if forces or stress:
                 batch, inputs = _differentiable(batch, forces, stress, create_graph)
             graph = build_graph(batch, edges, self.dtype)
-            sites = self.heads["energy"](self.model(graph)).double()
-            energies = sites + self.references[batch.numbers]
-            out = {"energies": energies, "energy": _system_sum(energies, batch)}
+            features = self.model(graph)
+            out = self._read_out(features, batch, properties)
+            if "energy" in self.heads and _of_energy(properties):
+                sites = self.heads["energy"](features).double()
+                out["energies"] = sites + self.references[batch.numbers]
+                out["energy"] = batch.total(out["energies"])
             if inputs:
                 gradients = list(
                     torch.autograd.grad(sites.sum(), inputs, create_graph=create_graph)
@@ -208,6 +189,42 @@ class Potential(nn.Module):
             name: out[name] if create_graph else out[name].detach()
             for name in properties
         }
+
+    def check_properties(self, properties: Sequence[str], periodic: bool) -> None:
+        """Raise unless this potential can give properties.
+
+        Args:
+            properties: names.
+            periodic: whether any system is periodic.
+
+        Raises:
+            InputError: naming the property.
+        """
+        for name in properties:
+            if name not in self.properties:
+                raise InputError(
+                    f"`properties` must be among {self.properties}, got {name!r}"
+                )
+            if periodic and PROPERTIES[name].head != "energy":
+                raise InputError(
+                    f"`properties`: {name} is about the center of nuclear charge, "
+                    "which a periodic system does not have"
+                )
+
+    def _read_out(
+        self, features: Features, batch: AtomsBatch, properties: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Return what the heads of whole systems give, by property."""
+        found: dict[str, Tensor] = {}
+        out: dict[str, Tensor] = {}
+        for name in properties:
+            head = PROPERTIES[name].head
+            if head == "energy":
+                continue
+            if head not in found:
+                found[head] = self.heads[head](features, batch)
+            out[name] = DERIVED[name](found[head]) if name in DERIVED else found[head]
+        return out
 
     def save(self, path: str | Path) -> str:
         """Write the potential; no pickle, replaced atomically.
@@ -275,17 +292,11 @@ class Potential(nn.Module):
             )
         try:
             dtype = DTYPES[header["dtype"]]
-            content = dict(header["info"])
-            content["elements"] = tuple(int(z) for z in content["elements"])
-            content["states"] = tuple((int(q), int(m)) for q, m in content["states"])
-            content["formulas"] = tuple(map(str, content.get("formulas", ())))
-            region = dict(content.get("region", {}))
-            content["region"] = {
-                k: (float(a), float(b)) for k, (a, b) in region.items()
-            }
-            info = TrainingInfo(**content)
+            info = TrainingInfo.from_json(header["info"])
             with torch.random.fork_rng(devices=[]):  # fresh weights, soon replaced
-                return cls.build(header["config"]["model"], {}, info, dtype)
+                config = header["config"]
+                heads = config.get("heads", ["energy"])  # files of version 0.1
+                return cls.build(config["model"], {}, info, dtype, heads=heads)
         except (InputError, KeyError, TypeError, ValueError) as error:
             raise ModelFileError(f"{path}: unusable header: {error!r}") from error
 
@@ -327,9 +338,9 @@ def _differentiable(
     return batch.replace(positions=positions, cell=cell), inputs
 
 
-def _system_sum(values: Tensor, batch: AtomsBatch) -> Tensor:
-    zeros = values.new_zeros(batch.n_systems)
-    return zeros.index_add(0, batch.system, values)
+def _of_energy(properties: Sequence[str]) -> bool:
+    """Whether any of these follows from the energy."""
+    return any(PROPERTIES[name].head == "energy" for name in properties)
 
 
 def _check_tensors(

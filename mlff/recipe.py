@@ -1,7 +1,8 @@
 """What a training run is told: data, model, loss, optimizer, schedule; no state.
 
 The loss is that of eq. 15 of CMRET (arXiv:2308.10752):
-``energy_weight · MSE(energy) + forces_weight · MSE(force components)``, in eV and eV/Å.
+``energy_weight · MSE(energy) + forces_weight · MSE(force components)``, in eV and eV/Å,
+and likewise for other properties, in their units, by ``property_weights``.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ from mlff.config import from_table, read_toml
 from mlff.data import LabelKeys
 from mlff.device import DTYPES
 from mlff.errors import InputError, InputTypeError
+from mlff.properties import PROPERTIES, TARGETS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +82,8 @@ class TrainingConfig:
         batch_size: systems per step.
         energy_weight: of the mean squared error of energies, 1/eV².
         forces_weight: of the mean squared error of force components, Å²/eV².
+        property_weights: of the mean squared error of other properties, by name, see
+            :data:`mlff.properties.TARGETS`, one over their unit squared.
         optimizer: ``"adam"`` or ``"adamw"``.
         weight_decay: of AdamW.
         schedule: ``"cosine"`` (linear warm-up, then down to ``floor``) or ``"cyclic"``
@@ -99,6 +103,7 @@ class TrainingConfig:
     batch_size: int = 10
     energy_weight: float = 0.2
     forces_weight: float = 0.8
+    property_weights: dict[str, float] = field(default_factory=dict)
     optimizer: str = "adam"
     weight_decay: float = 0.0
     schedule: str = "cosine"
@@ -124,11 +129,12 @@ class TrainingConfig:
             _check(name, getattr(self, name), getattr(self, name) >= 0, "≥ 0")
         _check("ema_decay", self.ema_decay, 0 <= self.ema_decay < 1, "in [0, 1)")
         _check("floor", self.floor, self.floor <= self.rate, "≤ rate")
+        self._check_property_weights()
         _check(
             "forces_weight",
             self.forces_weight,
-            self.energy_weight + self.forces_weight > 0,
-            "> 0 if energy_weight is 0",
+            bool(self.weights),
+            "> 0 if no other weight is",
         )
         for name, known in (
             ("optimizer", ("adam", "adamw")),
@@ -139,6 +145,33 @@ class TrainingConfig:
                     f"`training.{name}` must be one of {known}, got "
                     f"{getattr(self, name)!r}"
                 )
+
+    def _check_property_weights(self) -> None:
+        for name, value in self.property_weights.items():
+            if name not in TARGETS[2:]:
+                raise InputError(
+                    f"`training.property_weights` must name properties among "
+                    f"{', '.join(TARGETS[2:])}, got {name!r}"
+                )
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            key = f"property_weights.{name}"
+            if not number:
+                raise InputTypeError(
+                    f"`training.{key}` must be a number, got {value!r}"
+                )
+            _check(key, value, value >= 0, "≥ 0")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """What is learned: weight of each property, those that are 0 left out."""
+        both = {"energy": self.energy_weight, "forces": self.forces_weight}
+        both |= self.property_weights
+        return {name: both[name] for name in TARGETS if both.get(name, 0.0) > 0}
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Heads that are trained."""
+        return tuple(dict.fromkeys(PROPERTIES[name].head for name in self.weights))
 
 
 def _check(name: str, value: float, holds: bool, needed: str) -> None:
@@ -208,6 +241,12 @@ class TrainConfig:
         for name in ("files", "test_files"):
             content["data"][name] = [Path(p).name for p in content["data"][name]]
         del content["out"]
+        # What a run of an older version does not mention.
+        for table, name in ((content["training"], "property_weights"),):
+            if not table[name]:
+                del table[name]
+        if content["data"]["keys"] and not content["data"]["keys"]["others"]:
+            del content["data"]["keys"]["others"]
         return content
 
 

@@ -7,7 +7,7 @@ when a function is called.
 """
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from typing import Any
 
@@ -41,6 +41,7 @@ class DFTSettings:
         max_cycles: SCF cycles on each rung of the ladder.
         stability: analyse whether the solution is a minimum, and follow it down if
             it is not.
+        polarizability: compute it too, which takes six more SCF runs.
     """
 
     xc: str = "b3lyp5"
@@ -50,6 +51,7 @@ class DFTSettings:
     convergence: float = 1e-10
     max_cycles: int = 100
     stability: bool = True
+    polarizability: bool = False
 
     def __post_init__(self) -> None:
         if self.reference not in ("auto", "restricted", "unrestricted"):
@@ -66,6 +68,17 @@ class DFTSettings:
             )
         if self.max_cycles < 1:
             raise InputError(f"`max_cycles` must be at least 1, got {self.max_cycles}")
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides a label.
+
+        What an older version did not know is left out where it is off, so that its
+        labels are still recognised.
+        """
+        content = asdict(self)
+        if not self.polarizability:
+            del content["polarizability"]
+        return content
 
     def restricted(self, multiplicity: int) -> bool:
         """Return whether a state of this multiplicity is computed restricted."""

@@ -43,18 +43,16 @@ from mlff.errors import DataError, InputError, MlffWarning
 from mlff.evaluation import (
     all_residuals,
     evaluate,
+    mean_errors,
     plot_history,
     plot_parity,
     summarise,
+    told,
 )
 from mlff.inference import check_batch
-from mlff.potential import MAX_FORMULAS, Potential, TrainingInfo
-from mlff.recipe import (
-    DataConfig,
-    TrainConfig,
-    TrainingConfig,
-    learning_rate,
-)
+from mlff.info import MAX_FORMULAS
+from mlff.potential import Potential, TrainingInfo
+from mlff.recipe import DataConfig, TrainConfig, TrainingConfig, learning_rate
 from mlff.tensorfile import write_atomic
 from mlff.trainer import Trainer, TrainingDiverged
 from mlff.vetting import check_references
@@ -212,6 +210,7 @@ def _load_parts(config: TrainConfig) -> _Parts:
         return load_dataset(
             files,
             settings.keys,
+            properties=tuple(config.training.weights),
             level_of_theory=settings.level_of_theory,
             trust_labels=settings.trust_labels,
         )
@@ -309,6 +308,8 @@ def _versions() -> dict[str, str]:
 
 
 def _references(config: TrainConfig, train: Dataset) -> dict[int, float]:
+    if "energy" not in train.labels:
+        return {}
     if not config.data.references:
         return fit_references(train)
     given = {atomic_numbers[s]: e for s, e in config.data.references.items()}
@@ -331,10 +332,7 @@ def _train(run: Trainer, validation: Dataset, out: Path, progress: bool) -> None
             bar.update()
             if run.epoch % settings.validate_every == 0 or run.done:
                 row = _validate(run, loss, validation, out)
-                bar.set_postfix_str(
-                    f"MAE {row['energy_mae_meV']:.3g} meV, "
-                    f"{row['forces_mae_meV_per_A']:.3g} meV/Å"
-                )
+                bar.set_postfix_str(f"MAE {told(row)}")
 
 
 def _validate(
@@ -343,7 +341,7 @@ def _validate(
     """Measure the averaged weights, keep them if they are the best, and checkpoint."""
     settings = run.config.training
     errors = all_residuals(run.average, validation)
-    measured = float(errors.loss(settings.energy_weight, settings.forces_weight))
+    measured = float(errors.loss(settings.weights))
     if not math.isfinite(measured):
         raise TrainingDiverged(
             f"the validation loss after epoch {run.epoch} is not finite; the "
@@ -355,8 +353,7 @@ def _validate(
         "rate": learning_rate(settings, run.step - 1, run.steps_per_epoch),
         "train_loss": loss,
         "validation_loss": measured,
-        "energy_mae_meV": metrics["all"]["energy_mae_meV"],
-        "forces_mae_meV_per_A": metrics["all"]["forces_mae_meV_per_A"],
+        **mean_errors(metrics["all"]),
     }
     run.history.append(row)
     if measured < run.best_loss:
@@ -376,7 +373,7 @@ def _validate(
 
 def _finish(run: Trainer, parts: _Parts, out: Path) -> FitResult:
     """Measure the best potential on everything that it was not trained on."""
-    best = Potential.load(out / "best.safetensors", run.train.energy.device)
+    best = Potential.load(out / "best.safetensors", run.potential.device)
     metrics: dict[str, Any] = {"validation": evaluate(best, parts.validation)}
     shown = parts.test if len(parts.test) else parts.validation
     if len(parts.test):

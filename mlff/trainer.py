@@ -20,6 +20,7 @@ from mlff.device import DTYPES
 from mlff.errors import InputError, MlffError
 from mlff.evaluation import all_residuals, residuals
 from mlff.potential import Potential, TrainingInfo
+from mlff.properties import PROPERTIES
 from mlff.recipe import TrainConfig, ema_decay, learning_rate
 from mlff.region import Region
 from mlff.tensorfile import load_tensors, save_tensors
@@ -62,8 +63,12 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.potential = Potential.build(
-                config.model, references, info, DTYPES[config.dtype]
-            ).to(train.energy.device)
+                config.model,
+                references,
+                info,
+                DTYPES[config.dtype],
+                heads=config.training.heads,
+            ).to(train.batch.system.device)
         region = Region.from_batch(train.batch, self.potential.cutoff)
         self.potential.info = replace(info, region=region.to_json())
         self.average = copy.deepcopy(self.potential).eval().requires_grad_(False)
@@ -117,7 +122,7 @@ class Trainer:
         settings = self.config.training
         data = self.train.select(chosen)
         errors = residuals(self.potential, data, create_graph=True)
-        loss = errors.loss(settings.energy_weight, settings.forces_weight)
+        loss = errors.loss(settings.weights)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self._weights, settings.clip_norm)
@@ -136,8 +141,11 @@ class Trainer:
     def _refuse(self, step: int, data: Dataset) -> None:
         """Raise with the names of the systems that made a step impossible."""
         errors = all_residuals(self.potential, data)
-        bad = ~errors.energy.isfinite()
-        bad[data.batch.system[~errors.forces.isfinite().all(1)]] = True
+        bad = torch.zeros(len(data), dtype=torch.bool)
+        for name, values in errors.values.items():
+            wrong = ~values.reshape(len(values), -1).isfinite().all(1).cpu()
+            per_atom = PROPERTIES[name].per == "atom"
+            bad[data.batch.system.cpu()[wrong] if per_atom else wrong] = True
         rows = torch.nonzero(bad).ravel().tolist() or range(len(data))
         names = "; ".join(data.names[row] for row in list(rows)[:5])
         raise TrainingDiverged(

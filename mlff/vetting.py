@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mlff.dataset import Dataset, composition, fit_references
 from mlff.errors import DataError, MlffWarning
+from mlff.properties import PROPERTIES
 from mlff.units import ENERGY_UNITS, HARTREE
 
 Array = NDArray[np.float64]
@@ -63,13 +64,20 @@ def vet(dataset: Dataset, *, trust_labels: bool = False) -> None:
             several energies.
     """
     _check_finite(dataset)
+    energy, forces = "energy" in dataset.labels, "forces" in dataset.labels
     if not trust_labels:
-        _check_size(dataset)
-        _check_total_energy(dataset)
-        _check_slope(dataset)
-    _warn_about_net_forces(dataset)
+        if forces:
+            _check_forces(dataset)
+        if energy:
+            _check_spread(dataset)
+            _check_total_energy(dataset)
+        if energy and forces:
+            _check_slope(dataset)
+    if forces:
+        _warn_about_net_forces(dataset)
     _warn_about_repeats(dataset)
-    _warn_about_atoms(dataset)
+    if energy:
+        _warn_about_atoms(dataset)
 
 
 def _name(dataset: Dataset, flags: Tensor) -> str:
@@ -87,15 +95,15 @@ def _per_system(dataset: Dataset, atoms: Tensor) -> Tensor:
 
 
 def _check_finite(dataset: Dataset) -> None:
-    flags = ~dataset.energy.isfinite()
-    if flags.any():
-        raise DataError(f"energy is not finite in {_name(dataset, flags)}")
-    flags = _per_system(dataset, ~dataset.forces.isfinite().all(1))
-    if flags.any():
-        raise DataError(f"forces are not finite in {_name(dataset, flags)}")
+    for name, label in dataset.labels.items():
+        flags = ~label.reshape(len(label), -1).isfinite().all(1)
+        if PROPERTIES[name].per == "atom":
+            flags = _per_system(dataset, flags)
+        if flags.any():
+            raise DataError(f"{name} is not finite in {_name(dataset, flags)}")
 
 
-def _check_size(dataset: Dataset) -> None:
+def _check_forces(dataset: Dataset) -> None:
     flags = _per_system(dataset, (dataset.forces.abs() > MAX_FORCE).any(1))
     if flags.any():
         raise DataError(
@@ -110,6 +118,9 @@ def _check_size(dataset: Dataset) -> None:
                 f"the mean force is {mean:.3g} eV/Å, expected {MEAN_FORCE[0]:g} … "
                 f"{MEAN_FORCE[1]:g}: declare the unit (forces_unit); {_OVERRIDE}"
             )
+
+
+def _check_spread(dataset: Dataset) -> None:
     references = fit_references(dataset)
     rest = dataset.energy.numpy() - composition(dataset) @ np.array(
         list(references.values())

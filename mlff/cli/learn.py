@@ -10,6 +10,9 @@ from mlff.errors import InputError
 
 Metrics = dict[str, dict[str, float]]
 
+# Columns of error tables.
+_SHORT = {"energy": "E", "forces": "F"}
+
 
 def add_verbs(verbs: Any) -> None:
     """Declare them."""
@@ -20,21 +23,29 @@ def add_verbs(verbs: Any) -> None:
 
 def error_table(metrics: Metrics, indent: str = "") -> list[str]:
     """Errors, one line for each electronic state."""
+    from mlff.evaluation import in_words
+
     width = max(len(state) for state in metrics)
-    columns = [
-        ("E MAE", "energy_mae_meV"),
-        ("E RMSE", "energy_rmse_meV"),
-        ("E max", "energy_max_meV"),
-        ("F MAE", "forces_mae_meV_per_A"),
-        ("F RMSE", "forces_rmse_meV_per_A"),
-        ("F max", "forces_max_meV_per_A"),
-    ]
-    names = "".join(f"{name:>10s}" for name, _ in columns)
-    lines = [
-        f"{indent}{'':{width}s}{'systems':>9s}{names}   (E in meV, F in meV/Å)",
-    ]
+    first = next(iter(metrics.values()))
+    units = {}
+    columns = []
+    for key in first:
+        name, mean, unit = key.partition("_mae_")
+        if mean:
+            short = _SHORT.get(name, name.replace("_", " "))
+            units[short] = in_words(unit)
+            columns += [
+                (f"{short} {kind}", f"{name}_{kind.lower()}_{unit}")
+                for kind in ("MAE", "RMSE", "max")
+            ]
+    widths = [max(10, len(title) + 2) for title, _ in columns]
+    names = "".join(f"{t:>{w}s}" for (t, _), w in zip(columns, widths, strict=True))
+    told = ", ".join(f"{name} in {unit}" for name, unit in units.items())
+    lines = [f"{indent}{'':{width}s}{'systems':>9s}{names}   ({told})"]
     for state, row in metrics.items():
-        values = "".join(f"{row[key]:10.3f}" for _, key in columns)
+        values = "".join(
+            f"{row[key]:{w}.3f}" for (_, key), w in zip(columns, widths, strict=True)
+        )
         lines.append(f"{indent}{state:{width}s}{row['n_systems']:9.0f}{values}")
     return lines
 
@@ -44,7 +55,7 @@ def _add_label(verbs: Any) -> None:
         verbs,
         "label",
         _label,
-        "compute DFT energies, forces and dipoles with PySCF",
+        "compute DFT energies, forces, dipoles and spatial extents with PySCF",
         "mlff label structures.xyz --out labels.xyz --workers 4\n"
         "mlff label cation.xyz --out labels.xyz --charge 1 --spin 2 --basis def2-svp\n"
         "\nA run that was stopped continues with the same command. Exit code 1: some\n"
@@ -60,6 +71,12 @@ def _add_label(verbs: Any) -> None:
         help="auto: restricted for singlets, unrestricted otherwise (auto)",
     )
     parser.add_argument("--grid-level", type=int, help="integration grid, 0 … 9 (3)")
+    parser.add_argument(
+        "--polarizability",
+        action="store_true",
+        default=None,
+        help="compute it too: seven times the work",
+    )
     add_state_options(parser)
     parser.add_argument(
         "--workers", type=int, default=1, help="single-threaded processes (1)"
@@ -77,7 +94,8 @@ def _label(arguments: argparse.Namespace) -> int:
     from mlff.dft import DFTSettings
     from mlff.labels import label_frames
 
-    settings = DFTSettings(**given(arguments, "xc", "basis", "reference", "grid_level"))
+    names = ("xc", "basis", "reference", "grid_level", "polarizability")
+    settings = DFTSettings(**given(arguments, *names))
     structures = (arguments.structures,)
     frames = read_structures(structures, arguments.charge, arguments.spin)
     report = label_frames(
@@ -111,12 +129,40 @@ def _add_train(verbs: Any) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    from mlff.config import read_toml
+
+    task = read_toml(arguments.config).get("task")
+    if task == "nbody":
+        return _train_nbody(arguments.config)
+    if task is not None:
+        raise InputError(
+            f"`task` must be 'nbody', or left out to train a potential, got {task!r}"
+        )
     from mlff.train import fit
 
     result = fit(arguments.config)
     for name, metrics in result.metrics.items():
         print("\n".join([name, *error_table(metrics, indent="  ")]))
     print(f"best weights, of epoch {result.best_epoch}: {result.out}/best.safetensors")
+    return 0
+
+
+def _train_nbody(config: str) -> int:
+    from mlff.nbody import fit_nbody
+
+    result = fit_nbody(config)
+    metrics = result.metrics
+    print(f"{'mean squared error, test':26s}{'positions':>11s}{'velocities':>12s}")
+    for which, errors in metrics["test_mse"].items():
+        velocities = errors["velocities"]
+        shown = "" if velocities is None else f"{velocities:12.5f}"
+        print(f"{which + ' weights':26s}{errors['positions']:11.5f}{shown}")
+    for which, value in metrics["trivial_mse"].items():
+        print(f"{which:26s}" + f"{value:{23 if which.endswith('of v') else 11}.5f}")
+    print(
+        f"{metrics['parameters']:,} parameters, {metrics['epochs']} epochs, "
+        f"{metrics['wall_s']:.0f} s: {result.out}"
+    )
     return 0
 
 

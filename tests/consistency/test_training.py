@@ -41,11 +41,13 @@ def config(data_file, tmp_path) -> TrainConfig:
 
 def test_the_loss_is_equation_15():
     errors = Residuals(
-        energy=torch.tensor([0.1, -0.3], dtype=torch.float64),
-        forces=torch.tensor([[1.0, 0.0, 2.0]] * 7, dtype=torch.float64),
+        values={
+            "energy": torch.tensor([0.1, -0.3], dtype=torch.float64),
+            "forces": torch.tensor([[1.0, 0.0, 2.0]] * 7, dtype=torch.float64),
+        }
     )
     expected = 0.2 * (0.01 + 0.09) / 2 + 0.8 * (1.0 + 4.0) / 3
-    assert float(errors.loss(0.2, 0.8)) == pytest.approx(expected, rel=1e-14)
+    assert float(errors.loss(TrainingConfig(epochs=1).weights)) == pytest.approx(expected, rel=1e-14)
     assert TrainingConfig(epochs=1).energy_weight == 0.2
     assert TrainingConfig(epochs=1).forces_weight == 0.8
 

@@ -195,7 +195,7 @@ def test_a_huge_force_is_named_by_its_frame(frames):
 
 def test_labels_of_the_wrong_shape_are_named_by_their_frame(frames):
     frames[6].info["REF_energy"] = np.array([1.0, 2.0])
-    with pytest.raises(DataError, match=r"frame 6: .*shapes \(2,\) and \(5, 3\)"):
+    with pytest.raises(DataError, match=r"frame 6: .*one number, got shape \(2,\)"):
         label_dataset(frames)
 
 

@@ -416,3 +416,57 @@ def test_the_hash_of_the_shipped_recipe_has_not_changed():
     atoms = canonical(set_state(atoms, 0, 1))
     found = input_hash(atoms, dft.read_state(atoms), DFTSettings())
     assert found == "5bfee8aef3992503b17978d2c4f3f3ef"
+
+
+# Response
+
+
+def test_the_extent_of_a_hydrogen_atom_is_three_bohr_squared():
+    atoms = set_state(Atoms("H", positions=[[5.0, -3.0, 1.0]]), 0, 2)
+    settings = DFTSettings(xc="hf", basis="cc-pv5z", stability=False)
+    found = label(atoms, settings).info["REF_spatial_extent"]
+    assert found == pytest.approx(3.0 * units.BOHR**2, rel=2e-3)
+
+
+def test_the_extent_does_not_depend_on_where_an_ion_is():
+    atoms = bent("H2O", 1, 2)
+    settings = DFTSettings(**FAST)
+    here = label(atoms, settings).info["REF_spatial_extent"]
+    atoms.positions += [3.0, -2.0, 5.0]
+    assert label(atoms, settings).info["REF_spatial_extent"] == pytest.approx(here)
+
+
+@pytest.mark.parametrize(("name", "spin"), [("H2O", 1), ("CH2_s3B1d", 3)])
+def test_the_polarizability_is_the_curvature_of_the_energy_in_a_field(name, spin):
+    """Second differences of energies, which share nothing with those of dipoles."""
+    atoms = bent(name, 0, spin)
+    settings = DFTSettings(xc="hf", basis="6-31g", polarizability=True, stability=False)
+    found = label(atoms, settings).info["REF_polarizability"]
+    assert np.allclose(found, found.T)
+    state = check_input(atoms, settings)
+    field = scf.solve(atoms, state, settings).field
+    positions, step = field.mol.intor_symmetric("int1e_r", comp=3), 0.01
+    for axis in range(3):
+        energies = []
+        for strength in (-step, 0.0, step):
+            moved = field.copy()
+            matrix = field.get_hcore() + strength * positions[axis]
+            moved.get_hcore = lambda *_, matrix=matrix: matrix
+            moved.conv_tol = 1e-13
+            energies.append(moved.kernel(dm0=field.make_rdm1()))
+        curvature = -(energies[0] - 2 * energies[1] + energies[2]) / step**2
+        alpha = curvature * units.BOHR**3
+        assert found[axis, axis] == pytest.approx(alpha, rel=5e-3)
+
+
+def test_labels_without_polarizability_keep_their_hash():
+    """A journal of an older version is still recognised."""
+    assert "polarizability" not in DFTSettings().identity()
+    assert DFTSettings(polarizability=True).identity()["polarizability"] is True
+
+
+def test_a_field_that_does_not_converge_gives_no_label(monkeypatch):
+    settings = DFTSettings(**FAST, polarizability=True, stability=False, max_cycles=20)
+    monkeypatch.setattr("mlff.response._CONVERGENCE", -1.0)
+    with pytest.raises(NotConverged, match=r"in an electric field of 0\.002"):
+        label(bent("H2O", 0, 1), settings)

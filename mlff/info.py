@@ -1,0 +1,58 @@
+"""What a model file says about its weights: what they have seen, how wrong they are."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from mlff.errors import InputError
+
+#: Compositions that a file lists at most.
+MAX_FORMULAS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingInfo:
+    """Where the weights come from and what they have seen.
+
+    Attributes:
+        elements: atomic numbers in the training data, ascending.
+        states: (charge, multiplicity) pairs in the training data, ascending.
+        formulas: compositions in the training data, Hill notation, ascending; empty
+            if not recorded because there are more than :data:`MAX_FORMULAS`.
+        region: distances (Å) and angles (degrees) in the training data, smallest and
+            largest by elements, see :class:`mlff.region.Region`; empty if not recorded.
+        level_of_theory: of the labels, e.g. ``"b3lyp5/cc-pvdz"``.
+        provenance: data, split, settings and versions; JSON types.
+        metrics: measured errors, units in their names; JSON types.
+    """
+
+    elements: tuple[int, ...]
+    states: tuple[tuple[int, int], ...]
+    formulas: tuple[str, ...] = ()
+    region: dict[str, tuple[float, float]] = field(default_factory=dict)
+    level_of_theory: str = ""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.elements or not all(1 <= z <= 118 for z in self.elements):
+            raise InputError(
+                f"`elements` must be atomic numbers 1 … 118, got {self.elements}"
+            )
+        if not self.states:
+            raise InputError("`states` must name at least one (charge, multiplicity)")
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """Read what ``dataclasses.asdict`` wrote and JSON changed.
+
+        Raises:
+            InputError, KeyError, TypeError, ValueError: it is something else.
+        """
+        found = dict(content)
+        found["elements"] = tuple(int(z) for z in found["elements"])
+        found["states"] = tuple((int(q), int(m)) for q, m in found["states"])
+        found["formulas"] = tuple(map(str, found.get("formulas", ())))
+        region = dict(found.get("region", {}))
+        found["region"] = {k: (float(a), float(b)) for k, (a, b) in region.items()}
+        return cls(**found)
