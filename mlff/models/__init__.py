@@ -7,9 +7,21 @@ from typing import Any
 from mlff.errors import InputError
 from mlff.models.base import Features, Representation
 from mlff.models.cmret import CMRET
+from mlff.models.demetar import DEMETAr
+from mlff.models.egnn import EGNN
+from mlff.models.geomformer import GeoMFormer
+from mlff.models.invariant_attention import InvariantAttention
+from mlff.models.painn import PaiNN
 
 #: Every model, by name. Adding one is a line here.
-MODELS: dict[str, type[Representation]] = {"cmret": CMRET}
+MODELS: dict[str, type[Representation]] = {
+    "cmret": CMRET,
+    "demetar": DEMETAr,
+    "egnn": EGNN,
+    "geomformer": GeoMFormer,
+    "invariant_attention": InvariantAttention,
+    "painn": PaiNN,
+}
 
 __all__ = ["MODELS", "Features", "Representation", "build_model"]
 
