@@ -10,18 +10,12 @@ potential with the smallest validation loss), ``last.safetensors``, ``log.csv``,
 the end ``metrics.json``, ``loss.png`` and ``parity.png``.
 """
 
-import csv
-import fcntl
 import hashlib
-import io
 import json
 import math
-import os
 import platform
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +33,7 @@ from mlff.data import (
     symmetry_split,
 )
 from mlff.device import check_device
-from mlff.errors import DataError, InputError, MlffWarning
+from mlff.errors import DataError, MlffWarning
 from mlff.evaluation import (
     all_residuals,
     evaluate,
@@ -53,7 +47,7 @@ from mlff.inference import check_batch
 from mlff.info import MAX_FORMULAS
 from mlff.potential import Potential, TrainingInfo
 from mlff.recipe import DataConfig, TrainConfig, TrainingConfig, learning_rate
-from mlff.tensorfile import write_atomic
+from mlff.runfolder import RUN, check_same, claimed, read_run, write_json, write_log
 from mlff.trainer import Trainer, TrainingDiverged
 from mlff.vetting import check_references
 
@@ -125,8 +119,10 @@ def fit(
         config = TrainConfig.load(config)
     device = check_device(config.device)
     out = Path(config.out)
-    with _claimed(out):
-        _check_folder(out, config, resume)
+    with claimed(out, _OUTPUTS):
+        before = read_run(out, _OUTPUTS, resume)
+        if before is not None:
+            check_same(out, before["config"], config.identity())
         parts = _load_parts(config)
         info = _describe(out, config, parts)
         references = _references(config, parts.train)
@@ -145,62 +141,6 @@ def fit(
             )
             raise
         return _finish(run, parts, out)
-
-
-@contextmanager
-def _claimed(out: Path) -> Iterator[None]:
-    """Hold the folder of a run; the lock goes with the process, however it ends."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        handle = os.open(out, os.O_RDONLY)
-    except OSError as error:
-        raise InputError(f"`out`={out} cannot be used: {error.strerror}") from error
-    try:
-        if not os.access(out, os.W_OK):
-            raise InputError(f"`out`={out} cannot be written to; choose another")
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"`out`={out} is in use by another run") from error
-        for name in ("run.json", *_OUTPUTS):
-            for left_by_a_kill in out.glob(f".{name}.*.part"):
-                left_by_a_kill.unlink()
-        yield
-    finally:
-        os.close(handle)
-
-
-def _check_folder(out: Path, config: TrainConfig, resume: bool) -> None:
-    run_file = out / "run.json"
-    if not run_file.exists():
-        there = [name for name in _OUTPUTS if (out / name).exists()]
-        if there:
-            raise InputError(
-                f"`out`={out} holds {there} of something else; choose another folder"
-            )
-        return
-    if not resume:
-        raise InputError(f"`out`={out} holds a run; choose another folder or resume it")
-    before = _flat(json.loads(run_file.read_text())["config"])
-    now = _flat(json.loads(json.dumps(config.identity())))
-    changed = [
-        f"{key}: {before.get(key)!r} → {now.get(key)!r}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
-    ]
-    if changed:
-        raise InputError(
-            f"`out`={out} holds a run with other settings ({'; '.join(changed)}); "
-            "choose another folder or restore them"
-        )
-
-
-def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in table.items():
-        inner = _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else None
-        out.update({prefix + key: value} if inner is None else inner)
-    return out
 
 
 def _load_parts(config: TrainConfig) -> _Parts:
@@ -257,7 +197,7 @@ def _load_parts(config: TrainConfig) -> _Parts:
 
 def _describe(out: Path, config: TrainConfig, parts: _Parts) -> TrainingInfo:
     """Write ``run.json``, or compare with it, and return what the model file says."""
-    path = out / "run.json"
+    path = out / RUN
     provenance = {
         "config": config.identity(),
         "split": {k: v for k, v in parts.split.items() if k != "indices"},
@@ -286,7 +226,7 @@ def _describe(out: Path, config: TrainConfig, parts: _Parts) -> TrainingInfo:
             provenance["versions"] = before["versions"]
     else:
         content = {**provenance, "split": parts.split}
-        write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
+        write_json(path, content)
     formulas = parts.train.batch.formulas()
     return TrainingInfo(
         elements=parts.train.elements,
@@ -363,11 +303,7 @@ def _validate(
     # In this order a kill between two files leaves a checkpoint that repeats the work
     # behind the newer ones and writes them again, bit for bit.
     run.save(out / "last.safetensors")
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(row), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(run.history)
-    write_atomic(out / "log.csv", text.getvalue().encode())
+    write_log(out, list(row), run.history)
     return row
 
 
@@ -384,7 +320,7 @@ def _finish(run: Trainer, parts: _Parts, out: Path) -> FitResult:
     plot_parity(out / "parity.png", shown, all_residuals(best, shown))
     plot_history(out / "loss.png", run.history)
     content = {"best_epoch": run.best_epoch, "overlap": parts.overlap, **metrics}
-    write_atomic(out / "metrics.json", (json.dumps(content, indent=1) + "\n").encode())
+    write_json(out / "metrics.json", content)
     return FitResult(
         potential=best,
         metrics=metrics,

@@ -220,7 +220,7 @@ def edge_softmax(
     """
     # Cancels identically, so it may carry no gradient.
     highest = edge_max(logits, edges, own)
-    weights = torch.exp(logits - highest[edges.i]) * envelope[:, None]
+    weights = torch.exp(logits - gather(highest, edges.i)) * envelope[:, None]
     own_weight = torch.exp(own - highest)
     total = own_weight + edge_sum(weights, edges, len(own))
-    return weights / total[edges.i], own_weight / total
+    return weights / gather(total, edges.i), own_weight / total

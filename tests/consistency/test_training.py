@@ -47,7 +47,9 @@ def test_the_loss_is_equation_15():
         }
     )
     expected = 0.2 * (0.01 + 0.09) / 2 + 0.8 * (1.0 + 4.0) / 3
-    assert float(errors.loss(TrainingConfig(epochs=1).weights)) == pytest.approx(expected, rel=1e-14)
+    assert float(errors.loss(TrainingConfig(epochs=1).weights)) == pytest.approx(
+        expected, rel=1e-14
+    )
     assert TrainingConfig(epochs=1).energy_weight == 0.2
     assert TrainingConfig(epochs=1).forces_weight == 0.8
 

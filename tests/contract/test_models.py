@@ -21,6 +21,12 @@ INFO = TrainingInfo(elements=(1, 6), states=((0, 1),))
 REFERENCES = {1: -13.6, 6: -1027.0}
 SMALL = {"n_features": 32, "n_layers": 3, "n_radial": 8}
 
+#: Every registered model, and the form of one that tells mirror images apart.
+FORMS = [
+    *({"name": name} for name in MODELS),
+    {"name": "invariant_attention", "symmetry": "SE3", "n_vectors": 4},
+]
+
 VARIANTS = [
     {},
     {"basis": "bessel"},
@@ -47,10 +53,12 @@ def build(options, dtype=torch.float64):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("name", MODELS)
-def test_every_registered_model_keeps_the_contract(name, dtype):
+@pytest.mark.parametrize(
+    "form", FORMS, ids=lambda form: "-".join(map(str, form.values()))
+)
+def test_every_registered_model_keeps_the_contract(form, dtype):
     torch.manual_seed(0)
-    potential = Potential.build({"name": name, **SMALL}, REFERENCES, INFO, dtype)
+    potential = Potential.build({**form, **SMALL}, REFERENCES, INFO, dtype)
     assert len(check_model(potential)) == len(contract.MODEL_CHECKS)
 
 

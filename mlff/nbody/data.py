@@ -1,0 +1,181 @@
+"""Trajectories in memory, and batches of starts and targets cut from them."""
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mlff.errors import DataError, InputError
+
+_FORMAT = "mlff-nbody"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """Starts and targets, all particles of all systems behind one another.
+
+    Attributes:
+        positions: where particles start, (n, 3).
+        velocities: how fast, (n, 3).
+        charges: ±1, (n,).
+        displacements: how far they come, (n, 3).
+        accelerations: change of their velocities, (n, 3).
+    """
+
+    positions: Tensor
+    velocities: Tensor
+    charges: Tensor
+    displacements: Tensor
+    accelerations: Tensor
+
+    def split(self, n_particles: int) -> Iterator[Self]:
+        """Yield consecutive parts of so many particles."""
+        parts = [getattr(self, f.name).split(n_particles) for f in fields(self)]
+        for tensors in zip(*parts, strict=True):
+            names = (f.name for f in fields(self))
+            yield type(self)(**dict(zip(names, tensors, strict=True)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectories:
+    """Some trajectories at the frames that were kept.
+
+    Attributes:
+        positions: (n_systems, n_frames, n_particles, 3).
+        velocities: (n_systems, n_frames, n_particles, 3).
+        charges: (n_systems, n_particles), ±1.
+        horizon: a target lies this many frames after its start.
+    """
+
+    positions: Tensor
+    velocities: Tensor
+    charges: Tensor
+    horizon: int
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @property
+    def n_starts(self) -> int:
+        """Number of frames that have a target."""
+        return self.positions.shape[1] - self.horizon
+
+    @property
+    def n_particles(self) -> int:
+        """Particles of a system."""
+        return self.positions.shape[2]
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Self:
+        """Return these trajectories on a device, in a precision."""
+        return type(self)(
+            positions=self.positions.to(device, dtype),
+            velocities=self.velocities.to(device, dtype),
+            charges=self.charges.to(device, dtype),
+            horizon=self.horizon,
+        )
+
+    def windows(self, systems: Tensor, starts: Tensor) -> Windows:
+        """Cut one window out of each of some systems.
+
+        Args:
+            systems: which, (n,).
+            starts: first frame of each window, (n,).
+        """
+        ends = starts + self.horizon
+        x, v = self.positions[systems, starts], self.velocities[systems, starts]
+        moved = self.positions[systems, ends] - x
+        changed = self.velocities[systems, ends] - v
+        return Windows(
+            positions=x.flatten(0, 1),
+            velocities=v.flatten(0, 1),
+            charges=self.charges[systems].flatten(),
+            displacements=moved.flatten(0, 1),
+            accelerations=changed.flatten(0, 1),
+        )
+
+    def first_windows(self) -> Windows:
+        """Return the first window of every system, in order."""
+        systems = torch.arange(len(self), device=self.positions.device)
+        return self.windows(systems, torch.zeros_like(systems))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NBodyData:
+    """A data file.
+
+    Attributes:
+        train: what to learn from.
+        validation: what chooses the best weights; ``None`` if the variant has none.
+        test: what is measured on.
+        meta: what the file says about itself.
+        sha256: of the file.
+    """
+
+    train: Trajectories
+    validation: Trajectories | None
+    test: Trajectories
+    meta: dict[str, Any]
+    sha256: str
+
+
+def load_nbody(path: str | Path, variant: str) -> NBodyData:
+    """Read a file that ``data_gen/nbody.py`` wrote.
+
+    Args:
+        path: the file.
+        variant: which variant of the task it must hold.
+
+    Raises:
+        InputError: no such file.
+        DataError: not such a file, another variant, or numbers that are not finite.
+    """
+    make = f"make it with `python data_gen/nbody.py {variant} --out {path}`"
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"cannot read `data`={path}: {error.strerror}; {make}"
+        ) from error
+    try:
+        with np.load(io.BytesIO(content)) as file:
+            arrays = {name: file[name] for name in file.files}
+        meta = json.loads(str(arrays.pop("meta")))
+    except (zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:
+        raise DataError(f"`data`={path} is not an N-body data file; {make}") from error
+    if not isinstance(meta, dict) or meta.get("format") != _FORMAT:
+        raise DataError(f"`data`={path} is not an N-body data file; {make}")
+    if meta["variant"] != variant:
+        raise DataError(
+            f"`data`={path} holds variant {meta['variant']!r}, but `variant` is "
+            f"{variant!r}; name the other file, or {make}"
+        )
+    parts = {
+        name: _part(path, name, arrays, meta["horizon"][name])
+        for name in meta["horizon"]
+    }
+    return NBodyData(
+        train=parts["train"],
+        validation=parts.get("validation"),
+        test=parts["test"],
+        meta=meta,
+        sha256=hashlib.sha256(content).hexdigest(),
+    )
+
+
+def _part(
+    path: str | Path, name: str, arrays: dict[str, np.ndarray[Any, Any]], horizon: int
+) -> Trajectories:
+    keys = ("positions", "velocities", "charges")
+    tensors = {key: torch.from_numpy(arrays[f"{name}_{key}"]) for key in keys}
+    for key, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise DataError(f"`data`={path}: {name} {key} are not all finite")
+    return Trajectories(**tensors, horizon=horizon)
