@@ -39,6 +39,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "invariant_attention SE3": {
         "name": "invariant_attention",
         "n_heads": 4,
+        "n_vectors": 4,
         "symmetry": "SE3",
     },
     "egnn": {"name": "egnn"},
@@ -55,8 +56,8 @@ def size(options: dict[str, Any]) -> int:
 
 
 def at_budget(options: dict[str, Any], parameters: int) -> dict[str, Any]:
-    """The width, a multiple of 8, with the number of weights closest to a budget."""
-    widths = range(8, 257, 8)
+    """The width, a multiple of 4, with the number of weights closest to a budget."""
+    widths = range(8, 257, 4)
     found = []
     for width in widths:
         candidate = {**options, **SHARED, "n_features": width}

@@ -8,6 +8,7 @@ from mlff.errors import InputError
 from mlff.models.base import Features, Representation
 from mlff.models.cmret import CMRET
 from mlff.models.demetar import DEMETAr
+from mlff.models.edgewise import EdgeFeatures, Edgewise, EdgewiseConfig
 from mlff.models.egnn import EGNN
 from mlff.models.geomformer import GeoMFormer
 from mlff.models.invariant_attention import InvariantAttention
@@ -23,7 +24,15 @@ MODELS: dict[str, type[Representation]] = {
     "painn": PaiNN,
 }
 
-__all__ = ["MODELS", "Features", "Representation", "build_model"]
+__all__ = [
+    "MODELS",
+    "EdgeFeatures",
+    "Edgewise",
+    "EdgewiseConfig",
+    "Features",
+    "Representation",
+    "build_model",
+]
 
 
 def build_model(name: str, **options: Any) -> Representation:
