@@ -2,11 +2,11 @@
 
 python benchmarks/nbody.py DATA [--minutes 5] [--seeds 3] [--parameters 134000]
 
-DATA is what ``python data_gen/nbody.py C --published`` writes: 3,000 trajectories of five
-particles, 1,000 steps ahead. Every network gets the same CPU time on one thread and about
-as many weights as the published EGNN; the two best get further seeds. The learning rate
-falls to zero along a cosine over that time; nothing is tuned for a network. Runs are
-kept in --out and taken up again.
+DATA is what ``python data_gen/nbody.py C --published`` writes: 3,000 trajectories of
+five particles, 1,000 steps ahead. Every network gets the same CPU time on one thread
+and about as many weights as the published EGNN; the two best get further seeds. The
+learning rate falls to zero along a cosine over that time; nothing is tuned for a
+network. Runs are kept in --out and taken up again.
 """
 
 import argparse
