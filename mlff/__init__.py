@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     from mlff.dynamics.limits import Limits
     from mlff.dynamics.schedules import Ramp
     from mlff.errors import MlffError, MlffWarning
+    from mlff.harmonic import Vibrations, vibrations
+    from mlff.hessian import hessians
     from mlff.inference import predict
     from mlff.md import MDOptions, run_md
     from mlff.models import MODELS, build_model
     from mlff.potential import Potential, TrainingInfo, load
     from mlff.relaxation import RelaxOptions, relax
     from mlff.relaxation.optimizers import FIRE, LBFGS
+    from mlff.spectra import Spectrum, broadened, infrared, plot_infrared
     from mlff.state import read_state, set_state
     from mlff.train import TrainConfig, evaluate, fit
     from mlff.trajectory import Trajectory
@@ -45,21 +48,28 @@ _PUBLIC = {
     "Potential": "potential",
     "Ramp": "dynamics.schedules",
     "RelaxOptions": "relaxation",
+    "Spectrum": "spectra",
     "SumCalculator": "calculator",
     "TrainConfig": "train",
     "TrainingInfo": "potential",
     "Trajectory": "trajectory",
     "VelocityRescaling": "dynamics.integrators",
     "VelocityVerlet": "dynamics.integrators",
+    "Vibrations": "harmonic",
+    "broadened": "spectra",
     "build_model": "models",
     "evaluate": "train",
     "fit": "train",
+    "hessians": "hessian",
+    "infrared": "spectra",
     "load": "potential",
+    "plot_infrared": "spectra",
     "predict": "inference",
     "read_state": "state",
     "relax": "relaxation",
     "run_md": "md",
     "set_state": "state",
+    "vibrations": "harmonic",
 }
 _MODULES = ("dft", "testing")
 
@@ -79,23 +89,30 @@ __all__ = [
     "Potential",
     "Ramp",
     "RelaxOptions",
+    "Spectrum",
     "SumCalculator",
     "TrainConfig",
     "TrainingInfo",
     "Trajectory",
     "VelocityRescaling",
     "VelocityVerlet",
+    "Vibrations",
+    "broadened",
     "build_model",
     "dft",
     "evaluate",
     "fit",
+    "hessians",
+    "infrared",
     "load",
+    "plot_infrared",
     "predict",
     "read_state",
     "relax",
     "run_md",
     "set_state",
     "testing",
+    "vibrations",
 ]
 
 

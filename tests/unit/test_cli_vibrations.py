@@ -1,0 +1,118 @@
+"""``mlff vibrations``: what it writes, and what it refuses."""
+
+import csv
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+from ase.io.jsonio import decode
+from ase.vibrations import VibrationsData
+from harmonic_cases import relaxed, ringing, shining
+
+import mlff
+from mlff.cli import main
+from mlff.harmonic import vibrations
+
+RUN = ["vibrations", "ch2.xyz", "--out", "out", "--model"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """Singlet and triplet methylene at rest, as the working directory."""
+    frames = [atoms.copy() for atoms in relaxed()]
+    ase.io.write(tmp_path / "ch2.xyz", frames, format="extxyz")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def model(folder) -> str:
+    shining().save("dipoles.safetensors")
+    return "dipoles.safetensors"
+
+
+def rows() -> list[dict[str, str]]:
+    with Path("out/vibrations.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_frequencies_modes_and_hessians_are_written(folder, capsys):
+    assert main([*RUN, "ch2"]) == 0
+    out = capsys.readouterr().out
+    assert Path("out/vibrations.txt").read_text() in out
+    assert "imaginary" not in out
+    assert "km/mol" not in out
+    expected = vibrations(relaxed(), mlff.load("ch2"))
+    found = [float(row["wavenumber_per_cm"]) for row in rows()]
+    assert found == pytest.approx(
+        np.concatenate([one.frequencies for one in expected]), abs=0.05
+    )
+    assert [row["multiplicity"] for row in rows()] == ["1"] * 3 + ["3"] * 3
+    assert {row["intensity_km_per_mol"] for row in rows()} == {""}
+    assert list(Path("out").glob("*.png")) == []
+    frames = ase.io.read("out/modes/1_CH2.xyz", ":")
+    assert len(frames) == 60
+    assert frames[20].info["mode"] == 1
+    assert frames[20].info["spin"] == 3
+    assert frames[25].info["wavenumber_per_cm"] == pytest.approx(found[4])
+    assert frames[25].get_distance(0, 1) != pytest.approx(frames[20].get_distance(0, 1))
+    data = decode(Path("out/hessians/1_CH2.json").read_text())
+    assert isinstance(data, VibrationsData)
+    assert data.get_frequencies().real[-3:] == pytest.approx(found[3:], abs=0.01)
+    again = VibrationsData.read("out/hessians/1_CH2.json")
+    assert (again.get_hessian() == data.get_hessian()).all()
+
+
+def test_a_run_adds_its_spectrum(folder, model, capsys):
+    expected = vibrations(relaxed(), shining())
+    ringing(
+        "trajectory.h5",
+        expected[:1] * 2,
+        wavenumbers=expected[0].frequencies,
+        temperature=300.0,
+        n_frames=400,
+    )
+    options = ["--trajectory", "trajectory.h5", "--resolution-per-cm", "50"]
+    assert main([*RUN, model, *options]) == 0
+    assert "km/mol" in capsys.readouterr().out
+    found = [float(row["intensity_km_per_mol"]) for row in rows()]
+    assert found == pytest.approx(
+        np.concatenate([one.intensities for one in expected]), rel=1e-3
+    )
+    names = sorted(path.name for path in Path("out").glob("*.png"))
+    assert names == ["infrared_CH2_0_1.png", "infrared_CH2_0_3.png"]
+    with_run = Path("out/infrared_CH2_0_1.png").read_bytes()
+    assert main([*RUN, model, "--force"]) == 0
+    assert Path("out/infrared_CH2_0_1.png").read_bytes() != with_run
+
+
+def test_nothing_is_replaced_unless_told_to(folder, capsys):
+    assert main([*RUN, "ch2"]) == 0
+    old = Path("out/modes/9_old.xyz")
+    old.write_text("of a command with more systems")
+    assert main([*RUN, "ch2"]) == 2
+    assert "--force" in capsys.readouterr().err
+    assert main([*RUN, "ch2", "--force"]) == 0
+    assert not old.exists()
+
+
+def test_mistakes_end_with_one_line(folder, model, capsys):
+    def refused(*arguments):
+        assert main([*RUN, *arguments]) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        return err
+
+    assert "has no dipoles" in refused("ch2", "--trajectory", "run")
+    assert "cannot read" in refused(model, "--trajectory", "nothing.h5")
+    assert "no folder" in refused("ch2", "--out", "a/b")
+    assert "is not a folder" in refused("ch2", "--out", "ch2.xyz")
+    assert "relax it first" in refused("ch2", "--fmax", "1e-9")
+    triplets = vibrations(relaxed(), shining())[1:] * 2
+    ringing("t.h5", triplets, wavenumbers=[9.0] * 3, temperature=1, n_frames=5)
+    ase.io.write("one.xyz", relaxed()[0], format="extxyz")
+    arguments = ["vibrations", "one.xyz", *RUN[2:], model, "--trajectory", "t.h5"]
+    assert main(arguments) == 2
+    assert "CH2, charge +0, multiplicity 3" in capsys.readouterr().err
+    assert not Path("out/vibrations.csv").exists()
