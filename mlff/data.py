@@ -5,6 +5,7 @@ an error that names the keys found, never a zero.
 """
 
 import difflib
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -250,7 +251,9 @@ def _tensor(
         shape = (*((len(atoms),) if known.per == "atom" else ()), *known.shape)
         if array.dtype.kind not in "iuf":
             raise DataError(f"{where}: `{key}` must be numbers, got {label!r}")
-        fits = array.size == 1 if shape == () else array.shape == shape
+        # A tensor may be written as its numbers in a row.
+        flat = known.per == "system" and array.shape == (math.prod(shape),)
+        fits = array.size == 1 if shape == () else flat or array.shape == shape
         if not fits:
             needed = "one number" if shape == () else f"of shape {shape}"
             raise DataError(

@@ -109,6 +109,16 @@ def test_a_norm_is_enough_to_learn_a_vector_from(data_file, tmp_path):
     assert "dipole_norm_mae_mD" in result.metrics["test"]["all"]
 
 
+def test_a_tensor_may_be_nine_numbers_in_a_row(data_file):
+    frames = ase.io.read(data_file, ":")
+    first = mlff.data.label_dataset(frames, properties=("polarizability",))
+    for atoms in frames:
+        atoms.info["REF_polarizability"] = atoms.info["REF_polarizability"].ravel()
+    second = mlff.data.label_dataset(frames, properties=("polarizability",))
+    assert second.labels["polarizability"].shape == (44, 3, 3)
+    assert first.labels["polarizability"].equal(second.labels["polarizability"])
+
+
 def test_frames_without_the_label_are_named(data_file, tmp_path):
     frames = ase.io.read(data_file, ":")
     del frames[3].info["REF_dipole"]
