@@ -69,12 +69,20 @@ while kills < 40:
 print(json.dumps({"kills": kills, "chains": chain}))
 """
 
-# The real thing: worker processes and PySCF.
+# The real thing: worker processes and PySCF. While a file says so, the jobs from a
+# certain one on wait to be killed.
 LABELLING = """
-import sys
+import sys, time
+from pathlib import Path
 from ase import Atoms
-from mlff.dft import DFTSettings
+from mlff.dft import DFTSettings, label
 from mlff.labels import label_frames
+
+def held(frame, settings):
+    hold = Path(sys.argv[1]).with_name("hold")
+    while hold.exists() and frame.info["k"] >= int(hold.read_text()):
+        time.sleep(0.01)
+    return label(frame, settings)
 
 if __name__ == "__main__":
     frames = [
@@ -83,7 +91,9 @@ if __name__ == "__main__":
         for k in range(10)
     ]
     settings = DFTSettings(basis="sto-3g", grid_level=1, stability=False)
-    label_frames(frames, sys.argv[1], settings, workers=2, progress=False)
+    label_frames(
+        frames, sys.argv[1], settings, workers=2, progress=False, task=held
+    )
 """
 
 
@@ -158,6 +168,8 @@ def uninterrupted(tmp_path_factory):
 def interrupt(folder: Path, out: Path, least: int, kind: signal.Signals) -> Run:
     """Start or resume a run, interrupt it after ``least`` jobs are recorded."""
     journal = out.with_name(out.name + ".journal.jsonl")
+    hold = out.with_name("hold")
+    hold.write_text(str(least))
     run = Run(folder, out)
     wait_until(lambda: records(journal) >= least)
     # As a terminal does: Ctrl-C reaches every process of the session.
@@ -168,6 +180,7 @@ def interrupt(folder: Path, out: Path, least: int, kind: signal.Signals) -> Run:
     assert least <= records(journal) < 10
     assert not out.exists()
     assert not list(run.scratch.glob("tmp*"))
+    hold.unlink()
     return run
 
 
