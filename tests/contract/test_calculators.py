@@ -10,6 +10,7 @@ from toy_calculators import BROKEN, Toy, Trap
 
 from mlff.calculator import MLFFCalculator, SumCalculator
 from mlff.errors import InputError
+from mlff.models import MODELS
 from mlff.potential import Potential, TrainingInfo
 from mlff.testing.calculator import CHECKS, STATE_CHECKS, Subject, check_calculator
 
@@ -118,3 +119,13 @@ def test_a_sum_of_calculators_keeps_every_rule_but_parameters_of_its_own():
         skip=["parameters_are_part_of_the_state", "results_have_the_names_of_ase"],
     )
     assert "changes_of_state_are_seen" in passed
+
+
+@pytest.mark.parametrize("name", sorted(set(MODELS) - {"cmret"}))
+def test_calculators_of_other_models_keep_all(name):
+    width = {"n_features": 16, "n_heads": 2}
+    takes_heads = "n_heads" in MODELS[name].Config.__dataclass_fields__
+    options = width if takes_heads else {}
+    potential = _potential(torch.float64, name=name, **options)
+    passed = check_calculator(lambda: MLFFCalculator(potential), knows_state=True)
+    assert len(passed) == len(check_calculator(Toy, knows_state=True))
