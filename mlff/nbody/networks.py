@@ -63,13 +63,19 @@ def _particles(n_systems: int, n_particles: int, device: torch.device) -> AtomsB
     )
 
 
+# Size of the vectors that models start from, for the same reason as the tanh below.
+_START = 0.2
+
+
 class NBodyModel(nn.Module):
     """A model of atoms that moves particles.
 
     Its layers are what they are; only what they start from is new. Scalars:
     ``W [q_i, |v_i|] + b``; vectors: ``v_i ⊗ w``, nothing in internal components; edges:
-    ``W [basis(d_ij), q_i q_j, d_ij²] + b`` in place of radial functions, with envelope
-    1, between all particles of a system. Results: ``Δx = W_x v``, ``Δv = W_v v`` from
+    ``tanh(W [basis(d_ij), q_i q_j, ln(1 + d_ij²)] + b)`` in place of radial functions,
+    with envelope 1, between all particles of a system. Bounded, because no envelope
+    takes far pairs out, and models that multiply features layer by layer would start
+    beyond all numbers. Results: ``Δx = W_x v``, ``Δv = W_v v`` from
     its vector features, without bias, at first zero. Equivariant to rotations,
     reflections and permutations, invariant to translations, as far as the model is.
 
@@ -91,7 +97,7 @@ class NBodyModel(nn.Module):
         representation.embedding.requires_grad_(False)
         self.rows = 3 + internal_axes(representation.config["charge_spin"])
         self.scalars = Linear(2, width)
-        self.vectors = nn.Parameter(torch.randn(width))
+        self.vectors = nn.Parameter(_START * torch.randn(width))
         self.radial = Linear(n_radial + 2, n_radial)
         self.gate = GatedEquivariantBlock(width) if gated else None
         self.motion = Linear(width, 2 if predict_velocity else 1, bias=False)
@@ -132,10 +138,10 @@ class NBodyModel(nn.Module):
     def _edge_features(self, graph: Graph, charges: Tensor) -> EdgeFeatures:
         edges, distances = graph.edges, graph.distances
         products = gather(charges, edges.i) * gather(charges, edges.j)
-        pair = torch.stack((products, distances.square()), dim=1)
+        pair = torch.stack((products, distances.square().log1p()), dim=1)
         basis = self.representation.basis(distances)
         return EdgeFeatures(
-            radial=self.radial(torch.cat((basis, pair), dim=1)),
+            radial=torch.tanh(self.radial(torch.cat((basis, pair), dim=1))),
             envelope=torch.ones_like(distances),
             directions=graph.vectors / distances[:, None],
         )

@@ -134,9 +134,9 @@ class NBodyTrainer:
         loss = float(total) / self.steps_per_epoch
         if not math.isfinite(loss):
             raise TrainingDiverged(
-                f"the loss of epoch {self.epoch + 1} is not finite; the checkpoint of "
-                f"epoch {self.saved_epoch} is untouched; lower `training.rate`, or set "
-                "`training.clip_norm`"
+                f"the loss of epoch {self.epoch + 1} or its gradient is not finite; "
+                f"the checkpoint of epoch {self.saved_epoch} is untouched; lower "
+                "`training.rate`, set `training.clip_norm`, or take fewer layers"
             )
         self.epoch += 1
         return loss
@@ -163,13 +163,14 @@ class NBodyTrainer:
             loss = 0.5 * (loss + other)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if settings.clip_norm:
-            nn.utils.clip_grad_norm_(self._weights, settings.clip_norm)
+        longest = settings.clip_norm or math.inf
+        norm = nn.utils.clip_grad_norm_(self._weights, longest)
         done = (self.epoch + index / self.steps_per_epoch) / settings.epochs
         for group in self.optimizer.param_groups:
             group["lr"] = settings.rate_at(done)
         self.optimizer.step()
-        return loss.detach()
+        # A gradient beyond all numbers would freeze the weights without a word.
+        return torch.where(norm.isfinite(), loss.detach(), torch.nan)
 
     @torch.no_grad()
     def errors(self, part: Trajectories) -> Errors:

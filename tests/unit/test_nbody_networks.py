@@ -196,3 +196,20 @@ def test_every_published_network_has_a_name_of_its_own():
     assert {"published_egnn", "published_attention", "published_demetar"} <= set(
         PUBLISHED
     )
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_models_start_with_gradients_that_can_be_followed(name):
+    """Deep, wide and on particles far apart: products of features do not run away."""
+    torch.manual_seed(0)
+    network = build_network(name, False, n_features=48, n_layers=4, gated=True)
+    torch.nn.init.normal_(network.motion.weight, std=0.1)
+    edges = all_edges(20, 5, CPU)
+    positions = 5.0 * torch.randn(100, 3)
+    velocities = torch.randn(100, 3)
+    charges = torch.randint(0, 2, (100,)) * 2.0 - 1.0
+    moved, _ = network(positions, velocities, charges, edges)
+    moved.square().mean().backward()
+    norms = [w.grad.norm() for w in network.parameters() if w.grad is not None]
+    assert float(moved.detach().abs().max()) < 1e3
+    assert float(torch.stack(norms).norm()) < 1e4
