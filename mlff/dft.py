@@ -192,7 +192,7 @@ def label(atoms: Atoms, settings: DFTSettings | None = None) -> Atoms:
         try:
             out.info["REF_polarizability"] = polarizability(solution.field)
         except NotConvergedInField as error:
-            raise NotConverged(str(error)) from error
+            raise NotConverged(f"{error}; label this one without it") from error
     if solution.stable is not None:
         out.info["stable"] = solution.stable
     if solution.stable_uks is not None:

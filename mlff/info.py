@@ -1,8 +1,12 @@
 """What a model file says about its weights: what they have seen, how wrong they are."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
+
+import torch
+from torch import Tensor
 
 from mlff.errors import InputError
 
@@ -56,3 +60,24 @@ class TrainingInfo:
         region = dict(found.get("region", {}))
         found["region"] = {k: (float(a), float(b)) for k, (a, b) in region.items()}
         return cls(**found)
+
+
+def reference_table(references: Mapping[Any, Any]) -> Tensor:
+    """Return the energy of each element by atomic number, (119,), float64, eV.
+
+    Args:
+        references: energies, eV, by atomic number; 0 for those that are missing.
+
+    Raises:
+        InputError: an atomic number outside 1 … 118, or an energy that is not finite.
+    """
+    table = torch.zeros(119, dtype=torch.float64)
+    for number, energy in references.items():
+        known = isinstance(number, int) and 1 <= number <= 118
+        if not known or not isinstance(energy, (int, float)) or not math.isfinite(energy):
+            raise InputError(
+                "`references` must hold finite energies in eV by atomic number 1 … "
+                f"118, got {number!r}: {energy!r}"
+            )
+        table[int(number)] = float(energy)
+    return table

@@ -166,6 +166,7 @@ def _check_call(
             "`potential` must be a Potential, for example mlff.load('ch2'), got "
             f"{type(potential).__name__}"
         )
+    potential.check_properties(("energy", "forces"), False)
     if not isinstance(integrator, Integrator):
         raise InputTypeError(
             "`integrator` must be one of mlff's, for example mlff.Langevin(...), got "

@@ -20,7 +20,7 @@ from mlff.batch import AtomsBatch, Edges, Graph, edge_vectors
 from mlff.device import DTYPES, check_device, check_dtype
 from mlff.errors import InputError, InputTypeError, ModelFileError
 from mlff.heads import DERIVED, HEADS
-from mlff.info import TrainingInfo
+from mlff.info import TrainingInfo, reference_table
 from mlff.models import Features, Representation, build_model
 from mlff.properties import PROPERTIES
 from mlff.tensorfile import load_tensors, save_tensors
@@ -64,10 +64,7 @@ class Potential(nn.Module):
         self.model = model
         self.heads = nn.ModuleDict(heads)
         self.info = info
-        table = torch.zeros(119, dtype=torch.float64)
-        for number, energy in references.items():
-            table[number] = energy
-        self.register_buffer("references", table)
+        self.register_buffer("references", reference_table(references))
 
     @classmethod
     def build(
@@ -88,16 +85,15 @@ class Potential(nn.Module):
             dtype: of the network, float32 or float64.
             heads: keys of :data:`mlff.heads.HEADS`.
         """
-        options = {"name": model} if isinstance(model, str) else dict(model)
-        if "name" not in options:
+        options = {"name": model} if isinstance(model, str) else model
+        if not isinstance(options, dict) or "name" not in options:
             raise InputError(f"`model` must have a 'name', got {options}")
         representation = build_model(**options)
         width = representation.n_features
-        unknown = [name for name in heads if name not in HEADS]
-        if unknown:
-            raise InputError(f"`heads` must be among {list(HEADS)}, got {unknown}")
+        if isinstance(heads, str) or not set(map(str, heads)) <= set(HEADS):
+            raise InputError(f"`heads` must be among {list(HEADS)}, got {heads!r}")
         built = {name: HEADS[name](width) for name in heads}
-        return cls(representation, built, references, info).to(dtype)
+        return cls(representation, built, references, info).to(check_dtype(dtype))
 
     @property
     def cutoff(self) -> float:
@@ -203,7 +199,8 @@ class Potential(nn.Module):
         for name in properties:
             if name not in self.properties:
                 raise InputError(
-                    f"`properties` must be among {self.properties}, got {name!r}"
+                    f"this model gives no {name}: `properties` must be among "
+                    f"{self.properties}, got {name!r}"
                 )
             if periodic and PROPERTIES[name].head != "energy":
                 raise InputError(
@@ -215,16 +212,10 @@ class Potential(nn.Module):
         self, features: Features, batch: AtomsBatch, properties: Sequence[str]
     ) -> dict[str, Tensor]:
         """Return what the heads of whole systems give, by property."""
-        found: dict[str, Tensor] = {}
-        out: dict[str, Tensor] = {}
-        for name in properties:
-            head = PROPERTIES[name].head
-            if head == "energy":
-                continue
-            if head not in found:
-                found[head] = self.heads[head](features, batch)
-            out[name] = DERIVED[name](found[head]) if name in DERIVED else found[head]
-        return out
+        heads = {n: PROPERTIES[n].head for n in properties}
+        own = {n: head for n, head in heads.items() if head != "energy"}
+        found = {head: self.heads[head](features, batch) for head in set(own.values())}
+        return {n: DERIVED.get(n, _as_it_is)(found[head]) for n, head in own.items()}
 
     def save(self, path: str | Path) -> str:
         """Write the potential; no pickle, replaced atomically.
@@ -297,7 +288,13 @@ class Potential(nn.Module):
                 config = header["config"]
                 heads = config.get("heads", ["energy"])  # files of version 0.1
                 return cls.build(config["model"], {}, info, dtype, heads=heads)
-        except (InputError, KeyError, TypeError, ValueError) as error:
+        except (
+            AttributeError,
+            InputError,
+            LookupError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise ModelFileError(f"{path}: unusable header: {error!r}") from error
 
 
@@ -336,6 +333,10 @@ def _differentiable(
         positions = positions + moved
         cell = cell + cell @ symmetric
     return batch.replace(positions=positions, cell=cell), inputs
+
+
+def _as_it_is(values: Tensor) -> Tensor:
+    return values
 
 
 def _of_energy(properties: Sequence[str]) -> bool:

@@ -16,6 +16,10 @@ Array = np.ndarray[Any, Any]
 #: Strength of the electric field of the finite differences, atomic units.
 FIELD = 2e-3
 
+#: Dipoles and energies in the field may disagree by this part of the polarizability, and
+#: by this much, atomic units: else the response is not linear.
+LINEAR = 0.03, 0.1
+
 # SCF thresholds in a field, Hartree and its gradient: differences of dipoles need more
 # than energies do.
 _CONVERGENCE, _GRADIENT = 1e-12, 1e-7
@@ -54,7 +58,8 @@ def polarizability(field: Any) -> Array:
     """Return the static polarizability by central differences of the dipole.
 
     ``α_xy = (μ_x(F_y) − μ_x(−F_y)) / 2F`` with F = :data:`FIELD`; six SCF runs from the
-    density without a field, so that they stay with its solution.
+    density without a field, so that they stay with its solution. Their energies must
+    say the same: ``α_xx = −(E(F_x) + E(−F_x) − 2 E(0)) / F²``.
 
     Args:
         field: converged mean field of PySCF.
@@ -63,19 +68,30 @@ def polarizability(field: Any) -> Array:
         Volumes α/(4πε₀), symmetrized, (3, 3), Å³.
 
     Raises:
-        NotConvergedInField: one of the six did not converge.
+        NotConvergedInField: one of the six did not converge, or went another way.
     """
     rows = []
     for axis in range(3):
-        plus, minus = (_dipole_in(field, axis, sign * FIELD) for sign in (1, -1))
-        rows.append((plus - minus) / (2 * FIELD))
+        plus, minus = (_in_field(field, axis, sign * FIELD) for sign in (1, -1))
+        rows.append((plus[0] - minus[0]) / (2 * FIELD))
+        curvature = -(plus[1] + minus[1] - 2 * field.e_tot) / FIELD**2
+        relative, absolute = LINEAR
+        found = rows[-1][axis]
+        if abs(curvature - found) > relative * abs(found) + absolute:
+            raise NotConvergedInField(
+                f"in an electric field along {'xyz'[axis]} dipoles say "
+                f"{found * units.BOHR**3:.4g} Å³ and energies "
+                f"{curvature * units.BOHR**3:.4g} Å³: the response to "
+                f"{FIELD:g} atomic units is not linear (another state lies close): "
+                "there is no polarizability"
+            )
     alpha = np.array(rows) * units.BOHR**3
     out: Array = 0.5 * (alpha + alpha.T)
     return out
 
 
-def _dipole_in(field: Any, axis: int, strength: float) -> Array:
-    """Electronic dipole of the same solution in a field, (3,), atomic units."""
+def _in_field(field: Any, axis: int, strength: float) -> tuple[Array, float]:
+    """Electronic dipole (3,) and energy of the solution in a field, atomic units."""
     positions = field.mol.intor_symmetric("int1e_r", comp=3)
     hamiltonian = field.get_hcore() + strength * positions[axis]
     moved = field.copy()
@@ -83,12 +99,15 @@ def _dipole_in(field: Any, axis: int, strength: float) -> Array:
     moved.conv_tol, moved.conv_tol_grad = _CONVERGENCE, _GRADIENT
     moved.kernel(dm0=field.make_rdm1())
     if not moved.converged:
+        moved = moved.newton()
+        moved.kernel(dm0=field.make_rdm1())
+    if not moved.converged:
         raise NotConvergedInField(
             f"the SCF in an electric field of {strength:g} atomic units along "
             f"{'xyz'[axis]} did not converge: there is no polarizability"
         )
-    out: Array = -np.einsum("xij,ji->x", positions, _density(moved))
-    return out
+    dipole: Array = -np.einsum("xij,ji->x", positions, _density(moved))
+    return dipole, float(moved.e_tot)
 
 
 def _density(field: Any) -> Array:

@@ -73,6 +73,7 @@ def vet(dataset: Dataset, *, trust_labels: bool = False) -> None:
             _check_total_energy(dataset)
         if energy and forces:
             _check_slope(dataset)
+    _check_tensors(dataset)
     if forces:
         _warn_about_net_forces(dataset)
     _warn_about_repeats(dataset)
@@ -101,6 +102,22 @@ def _check_finite(dataset: Dataset) -> None:
             flags = _per_system(dataset, flags)
         if flags.any():
             raise DataError(f"{name} is not finite in {_name(dataset, flags)}")
+
+
+def _check_tensors(dataset: Dataset) -> None:
+    """Refuse polarizabilities that are not symmetric and norms below zero."""
+    tensor = dataset.labels.get("polarizability")
+    if tensor is not None:
+        skew = (tensor - tensor.mT).abs().amax((1, 2))
+        flags = skew > 1e-3 * tensor.abs().amax((1, 2)) + 1e-6
+        if flags.any():
+            raise DataError(
+                f"polarizability is not symmetric in {_name(dataset, flags)}"
+            )
+    for name in ("dipole_norm", "polarizability_norm", "spatial_extent"):
+        label = dataset.labels.get(name)
+        if label is not None and (label < 0).any():
+            raise DataError(f"{name} is negative in {_name(dataset, label < 0)}")
 
 
 def _check_forces(dataset: Dataset) -> None:

@@ -44,7 +44,7 @@ def error_table(metrics: Metrics, indent: str = "") -> list[str]:
     lines = [f"{indent}{'':{width}s}{'systems':>9s}{names}   ({told})"]
     for state, row in metrics.items():
         values = "".join(
-            f"{row[key]:{w}.3f}" for (_, key), w in zip(columns, widths, strict=True)
+            f"{row[key]:{w}.4g}" for (_, key), w in zip(columns, widths, strict=True)
         )
         lines.append(f"{indent}{state:{width}s}{row['n_systems']:9.0f}{values}")
     return lines

@@ -225,7 +225,9 @@ def _potential(model: str, device: str, dtype: str | None) -> "Potential":
     from mlff.device import check_device, check_dtype
     from mlff.potential import load
 
-    return load(model, check_device(device), check_dtype(dtype))
+    potential = load(model, check_device(device), check_dtype(dtype))
+    potential.check_properties(("energy", "forces"), False)
+    return potential
 
 
 def state_pairs(text: str) -> list[list[int]]:

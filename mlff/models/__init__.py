@@ -45,7 +45,7 @@ def build_model(name: str, **options: Any) -> Representation:
     Raises:
         InputError: unknown name, unknown option, or an option out of range.
     """
-    if name not in MODELS:
+    if not isinstance(name, str) or name not in MODELS:
         raise InputError(f"`name` must be one of {sorted(MODELS)}, got {name!r}")
     model = MODELS[name]
     known = [f.name for f in dataclasses.fields(model.Config)]

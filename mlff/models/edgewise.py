@@ -78,8 +78,8 @@ class EdgewiseConfig:
         check_integers(self, {"n_features": 4096, "n_layers": 64, "n_radial": 1024})
         if isinstance(self.cutoff, bool) or not isinstance(self.cutoff, (int, float)):
             raise InputError(f"`cutoff` must be a number, got {self.cutoff!r}")
-        if not 0 < self.cutoff <= 50:
-            raise InputError(f"`cutoff` must lie in (0, 50] Å, got {self.cutoff}")
+        if not 0.1 <= self.cutoff <= 50:
+            raise InputError(f"`cutoff` must lie in 0.1 … 50 Å, got {self.cutoff}")
         choose(dict(BASES), self.basis, "basis")
         choose(dict(ENVELOPES), self.envelope, "envelope")
         check_charge_spin(self.charge_spin, self.n_features)

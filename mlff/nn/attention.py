@@ -43,9 +43,9 @@ def check_attention(
     Raises:
         InputError: naming the argument.
     """
-    if scope not in SCOPES:
+    if not isinstance(scope, str) or scope not in SCOPES:
         raise InputError(f"`scope` must be one of {list(SCOPES)}, got {scope!r}")
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise InputError(
             f"`attention` must be one of {list(ACTIVATIONS)}, got {activation!r}"
         )
@@ -58,8 +58,9 @@ def check_attention(
         raise InputError(
             f"`n_heads` must divide n_features ({n_features}), got {n_heads}"
         )
-    if not 0 < temperature <= 100:
-        raise InputError(f"`temperature` must lie in (0, 100], got {temperature}")
+    number = isinstance(temperature, (int, float)) and not isinstance(temperature, bool)
+    if not number or not 0 < temperature <= 100:
+        raise InputError(f"`temperature` must lie in (0, 100], got {temperature!r}")
 
 
 class Attention(nn.Module):

@@ -108,7 +108,7 @@ def check_charge_spin(charge_spin: str, n_features: int) -> None:
     Raises:
         InputError: unknown name, or an odd width for ``"internal"``.
     """
-    if charge_spin not in CHARGE_SPIN:
+    if not isinstance(charge_spin, str) or charge_spin not in CHARGE_SPIN:
         raise InputError(
             f"`charge_spin` must be one of {list(CHARGE_SPIN)}, got {charge_spin!r}"
         )

@@ -99,5 +99,5 @@ def choose(table: dict[str, object], name: str, argument: str) -> None:
     Raises:
         InputError: for an unknown name.
     """
-    if name not in table:
+    if not isinstance(name, str) or name not in table:
         raise InputError(f"`{argument}` must be one of {sorted(table)}, got {name!r}")

@@ -221,6 +221,7 @@ def _check_call(
             "`potential` must be a Potential, for example mlff.load('ch2'), got "
             f"{type(potential).__name__}"
         )
+    potential.check_properties(("energy", "forces"), False)
     real = isinstance(fmax, Real) and not isinstance(fmax, bool)
     if not real or not 0 < fmax < math.inf:
         raise InputError(f"`fmax` must be a positive number, eV/Å, got {fmax!r}")

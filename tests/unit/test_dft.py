@@ -470,3 +470,11 @@ def test_a_field_that_does_not_converge_gives_no_label(monkeypatch):
     monkeypatch.setattr("mlff.response._CONVERGENCE", -1.0)
     with pytest.raises(NotConverged, match=r"in an electric field of 0\.002"):
         label(bent("H2O", 0, 1), settings)
+
+
+def test_a_response_that_is_not_linear_is_no_polarizability():
+    """A charge that hops between two far atoms: eight times more in a smaller field."""
+    atoms = diatomic("Li2", 8.0, charge=1, spin=2)
+    settings = DFTSettings(xc="hf", basis="6-31g", polarizability=True)
+    with pytest.raises(NotConverged, match="is not linear"):
+        label(atoms, settings)

@@ -198,3 +198,46 @@ def test_ase_reads_dipoles_of_molecules(potential):
     atoms.get_potential_energy()
     expected = values(potential, [atoms], ("dipole",))["dipole"][0].numpy()
     assert np.allclose(atoms.get_dipole_moment(), expected, atol=1e-12)
+
+
+def test_what_has_no_energy_moves_nothing_and_leaves_no_file(tmp_path):
+    dipole, systems = built(heads=("dipole",)), sample_systems()
+    run, relaxed = tmp_path / "run.h5", tmp_path / "out.xyz"
+    nve = mlff.VelocityVerlet(timestep_fs=0.5)
+    with pytest.raises(InputError, match="gives no energy"):
+        mlff.run_md(systems, dipole, nve, n_steps=1, trajectory=run)
+    with pytest.raises(InputError, match="gives no energy"):
+        mlff.relax(systems, dipole, options=mlff.RelaxOptions(out=relaxed))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "references", [{-1: 5.0}, {500: 1.0}, {1: float("nan")}, {"H": 1.0}, {1: "low"}]
+)
+def test_references_must_be_energies_of_elements(references):
+    with pytest.raises(InputError, match="`references` must hold finite energies"):
+        Potential.build(MODEL, references, INFO)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"name": ["cmret"]},
+        {"basis": ["bessel"]},
+        {"envelope": {}},
+        {"attention": ["softmax"]},
+        {"scope": ["local"]},
+        {"charge_spin": ["none"]},
+        {"temperature": "1"},
+        {"temperature": True},
+        {"cutoff": 1e-300},
+    ],
+)
+def test_options_of_a_strange_type_are_named(options):
+    with pytest.raises(InputError, match=f"`{next(iter(options))}`"):
+        built(**options)
+
+
+def test_a_precision_that_cannot_be_saved_is_refused():
+    with pytest.raises(InputError, match="`dtype` must be"):
+        built(dtype=torch.float16)
