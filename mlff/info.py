@@ -74,7 +74,8 @@ def reference_table(references: Mapping[Any, Any]) -> Tensor:
     table = torch.zeros(119, dtype=torch.float64)
     for number, energy in references.items():
         known = isinstance(number, int) and 1 <= number <= 118
-        if not known or not isinstance(energy, (int, float)) or not math.isfinite(energy):
+        number_like = isinstance(energy, (int, float))
+        if not (known and number_like and math.isfinite(energy)):
             raise InputError(
                 "`references` must hold finite energies in eV by atomic number 1 … "
                 f"118, got {number!r}: {energy!r}"

@@ -16,8 +16,8 @@ Array = np.ndarray[Any, Any]
 #: Strength of the electric field of the finite differences, atomic units.
 FIELD = 2e-3
 
-#: Dipoles and energies in the field may disagree by this part of the polarizability, and
-#: by this much, atomic units: else the response is not linear.
+#: Dipoles and energies in the field may disagree by this part of the polarizability,
+#: and by this much, atomic units: else the response is not linear.
 LINEAR = 0.03, 0.1
 
 # SCF thresholds in a field, Hartree and its gradient: differences of dipoles need more
