@@ -24,6 +24,7 @@ beyond ±5 once; that is one coordinate in two million, and is left out.
 import argparse
 import io
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -37,7 +38,7 @@ from tqdm import tqdm
 from mlff.files import write_atomic
 
 Array = NDArray[np.float64]
-
+Start = tuple[Array, Array, Array]
 HERE = Path(__file__).parent
 N_PARTICLES = 5
 TIMESTEP = 0.001
@@ -130,9 +131,6 @@ class Trajectories:
             positions=np.take_along_axis(self.positions, pair, 1),
             velocities=np.take_along_axis(self.velocities, pair, 1),
         )
-
-
-Start = tuple[Array, Array, Array]
 
 
 def starts(name: str, seed: int | None, part: str, indices: Sequence[int]) -> Start:
@@ -343,8 +341,7 @@ def make(
         "horizon": horizon,
         "baselines": {key: float(values.mean()) for key, values in errors.items()},
         "standard_errors": {
-            key: float(values.std() / np.sqrt(len(values)))
-            for key, values in errors.items()
+            key: float(v.std() / np.sqrt(len(v))) for key, v in errors.items()
         },
     }
     return arrays, meta
@@ -353,34 +350,44 @@ def make(
 def write(path: Path, arrays: dict[str, NDArray[Any]], meta: dict[str, Any]) -> None:
     """Write a data file: arrays in single precision and ``meta``, a JSON text."""
     content = io.BytesIO()
-    text = np.array(json.dumps(meta))
-    np.savez(content, meta=text, **arrays)  # type: ignore[arg-type]
+    np.savez(content, meta=json.dumps(meta), **arrays)  # type: ignore[arg-type]
     write_atomic(path, content.getvalue())
 
 
-def main() -> None:
-    """Make one data file."""
+def _arguments() -> argparse.Namespace:
+    """Read the command line: what is wrong is told before any computing."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("variant", choices=sorted(VARIANTS))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--published", action="store_true", help="the public set (C)")
+    seeds = parser.add_mutually_exclusive_group()
+    seeds.add_argument("--seed", type=int, default="0", help="≥ 0, default: 0")
+    seeds.add_argument(
+        "--published", dest="seed", action="store_const", help="the public set (C)"
+    )
     parser.add_argument("--walls", action="store_true", help="reflect at ±5 (B only)")
     parser.add_argument("--cap", choices=("component", "norm"), default="component")
     parser.add_argument("--out", type=Path, help="default: beside this script")
     arguments = parser.parse_args()
-    name, walls = arguments.variant, arguments.walls
-    if walls and name != "B":
+    name, seed = arguments.variant, arguments.seed
+    if arguments.walls and name != "B":
         parser.error(f"--walls: variant {name} has none")
-    if arguments.published and name != "C":
+    if seed is None and name != "C":
         parser.error(f"--published: the public starts are those of C, not of {name}")
-    seed = None if arguments.published else arguments.seed
-    sizes = VARIANTS[name].sizes
-    arrays, meta = make(
-        name, sizes, seed, progress=True, walls=walls, cap=arguments.cap
-    )
-    out = arguments.out or HERE / f"nbody_{name.lower()}.npz"
+    if seed is not None and seed < 0:
+        parser.error(f"--seed must be ≥ 0, got {seed}")
+    out = arguments.out = arguments.out or HERE / f"nbody_{name.lower()}.npz"
+    if out.is_dir() or not (out.parent.is_dir() and os.access(out.parent, os.W_OK)):
+        parser.error(f"--out must be a file in a folder to write to, got {out}")
+    return arguments
+
+
+def main() -> None:
+    """Make one data file."""
+    arguments = _arguments()
+    name, walls, out = arguments.variant, arguments.walls, arguments.out
+    sizes, physics = VARIANTS[name].sizes, {"walls": walls, "cap": arguments.cap}
+    arrays, meta = make(name, sizes, arguments.seed, progress=True, **physics)
     write(out, arrays, meta)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
     print(f"{'mean squared error, test':26s}{'here':>9s}{'±':>9s}{'known':>9s}")

@@ -48,11 +48,23 @@ def claimed(out: Path, outputs: Sequence[str]) -> Iterator[None]:
         os.close(handle)
 
 
-def read_run(out: Path, outputs: Sequence[str], resume: bool) -> dict[str, Any] | None:
+def read_run(
+    out: Path,
+    outputs: Sequence[str],
+    resume: bool,
+    needed: Sequence[str] = ("config", "versions"),
+) -> dict[str, Any] | None:
     """Return what :data:`RUN` says, ``None`` if the folder is free.
 
+    Args:
+        out: the folder.
+        outputs: names of the files that a run writes, beside :data:`RUN`.
+        resume: whether a run may be there.
+        needed: tables that :data:`RUN` must have; ``"a.b"`` for key b of table a.
+
     Raises:
-        InputError: files of something else, or a run where none may be.
+        InputError: files of something else, a run where none may be, or a
+            :data:`RUN` that is damaged.
     """
     path = out / RUN
     if path.exists():
@@ -60,14 +72,31 @@ def read_run(out: Path, outputs: Sequence[str], resume: bool) -> dict[str, Any] 
             raise InputError(
                 f"`out`={out} holds a run; choose another folder or resume it"
             )
-        found: dict[str, Any] = json.loads(path.read_text())
-        return found
+        return _read_needed(path, needed)
     there = [name for name in outputs if (out / name).exists()]
     if there:
         raise InputError(
             f"`out`={out} holds {there} of something else; choose another folder"
         )
     return None
+
+
+def _read_needed(path: Path, needed: Sequence[str]) -> dict[str, Any]:
+    cure = "restore it from a copy, or choose another folder"
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON ({error}); {cure}") from error
+    if not isinstance(found, dict):
+        raise InputError(
+            f"{path} must hold a JSON object, got {type(found).__name__}; {cure}"
+        )
+    for name in needed:
+        key, _, inner = name.partition(".")
+        table = found.get(key)
+        if not isinstance(table, dict) or (inner and inner not in table):
+            raise InputError(f"{path} is damaged: `{name}` is missing; {cure}")
+    return found
 
 
 def check_same(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:

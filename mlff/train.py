@@ -120,7 +120,7 @@ def fit(
     device = check_device(config.device)
     out = Path(config.out)
     with claimed(out, _OUTPUTS):
-        before = read_run(out, _OUTPUTS, resume)
+        before = read_run(out, _OUTPUTS, resume, ("config", "split.hash", "versions"))
         if before is not None:
             check_same(out, before["config"], config.identity())
         parts = _load_parts(config)

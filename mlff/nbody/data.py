@@ -3,7 +3,9 @@
 import hashlib
 import io
 import json
+import math
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,6 +18,17 @@ from torch import Tensor
 from mlff.errors import DataError, InputError
 
 _FORMAT = "mlff-nbody"
+# What reading an archive raises that is another file or damaged.
+_NO_ARCHIVE = (
+    *(zipfile.BadZipFile, zlib.error, ValueError, KeyError),
+    *(EOFError, OSError, RuntimeError),
+)
+_KEYS = ("positions", "velocities", "charges")
+
+#: Name of the trivial answer that results are shown beside.
+STRAIGHT = "best x + a v"
+
+_Arrays = dict[str, np.ndarray[Any, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +148,8 @@ def load_nbody(path: str | Path, variant: str) -> NBodyData:
 
     Raises:
         InputError: no such file.
-        DataError: not such a file, another variant, or numbers that are not finite.
+        DataError: not such a file, an incomplete one, another variant, or numbers that
+            are not finite.
     """
     make = f"make it with `python data_gen/nbody.py {variant} --out {path}`"
     try:
@@ -145,21 +159,22 @@ def load_nbody(path: str | Path, variant: str) -> NBodyData:
             f"cannot read `data`={path}: {error.strerror}; {make}"
         ) from error
     try:
-        with np.load(io.BytesIO(content)) as file:
-            arrays = {name: file[name] for name in file.files}
-        meta = json.loads(str(arrays.pop("meta")))
-    except (zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:
+        arrays, meta = _unpacked(content)
+    except _NO_ARCHIVE as error:
         raise DataError(f"`data`={path} is not an N-body data file; {make}") from error
-    if not isinstance(meta, dict) or meta.get("format") != _FORMAT:
-        raise DataError(f"`data`={path} is not an N-body data file; {make}")
+    for wrong in _complaints(arrays, meta):
+        raise DataError(f"`data`={path}: {wrong}; {make}")
     if meta["variant"] != variant:
         raise DataError(
             f"`data`={path} holds variant {meta['variant']!r}, but `variant` is "
             f"{variant!r}; name the other file, or {make}"
         )
     parts = {
-        name: _part(path, name, arrays, meta["horizon"][name])
-        for name in meta["horizon"]
+        name: Trajectories(
+            **{key: torch.from_numpy(arrays[f"{name}_{key}"]) for key in _KEYS},
+            horizon=meta["horizon"][name],
+        )
+        for name in _parts_of(arrays, meta)
     }
     return NBodyData(
         train=parts["train"],
@@ -170,12 +185,72 @@ def load_nbody(path: str | Path, variant: str) -> NBodyData:
     )
 
 
-def _part(
-    path: str | Path, name: str, arrays: dict[str, np.ndarray[Any, Any]], horizon: int
-) -> Trajectories:
-    keys = ("positions", "velocities", "charges")
-    tensors = {key: torch.from_numpy(arrays[f"{name}_{key}"]) for key in keys}
-    for key, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise DataError(f"`data`={path}: {name} {key} are not all finite")
-    return Trajectories(**tensors, horizon=horizon)
+def _unpacked(content: bytes) -> tuple[_Arrays, dict[str, Any]]:
+    """Return arrays and meta of a file.
+
+    Raises:
+        ValueError: another file, or one of several that reading an archive raises.
+    """
+    if not zipfile.is_zipfile(io.BytesIO(content)):
+        raise ValueError("no archive")
+    with np.load(io.BytesIO(content)) as file:
+        arrays = {name: file[name] for name in file.files}
+    meta = json.loads(str(arrays.pop("meta")))
+    if not isinstance(meta, dict) or meta.get("format") != _FORMAT:
+        raise ValueError("another format")
+    return arrays, meta
+
+
+def _parts_of(arrays: _Arrays, meta: dict[str, Any]) -> list[str]:
+    """Return the parts that a file must have, or has begun to have."""
+    begun = {name.partition("_")[0] for name in (*arrays, *meta["horizon"])}
+    return ["train", *({"validation"} & begun), "test"]
+
+
+def _complaints(arrays: _Arrays, meta: dict[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with a file; what follows relies on what came before."""
+    for key in ("variant", "horizon", "baselines"):
+        if key not in meta:
+            yield f"`{key}` is missing in its meta"
+    for key in ("horizon", "baselines"):
+        if not isinstance(meta[key], dict):
+            yield f"`{key}` in its meta must be a table, got {meta[key]!r}"
+    for key in {STRAIGHT: None, **meta["baselines"]}:
+        value = meta["baselines"].get(key)
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
+            yield f"`baselines` in its meta needs a number for {key!r}, got {value!r}"
+    for name in _parts_of(arrays, meta):
+        yield from _complaints_of_part(name, arrays, meta["horizon"].get(name))
+
+
+def _complaints_of_part(name: str, arrays: _Arrays, horizon: Any) -> Iterator[str]:
+    for key in _KEYS:
+        array = arrays.get(f"{name}_{key}")
+        if array is None:
+            yield f"the array {name}_{key} is missing"
+        elif array.dtype not in (np.float32, np.float64):
+            yield f"{name}_{key} must be of float32 or float64, got {array.dtype}"
+        elif not np.isfinite(array).all():
+            yield f"{name} {key} are not all finite"
+    x, v, charges = (arrays[f"{name}_{key}"] for key in _KEYS)
+    shape = x.shape
+    if len(shape) != 4 or shape[3] != 3 or shape[0] < 1 or shape[2] < 2:
+        yield (
+            f"{name}_positions must have the shape (systems ≥ 1, frames, particles ≥ 2,"
+            f" 3), got {shape}"
+        )
+    for key, array, needed in (
+        ("velocities", v, shape),
+        ("charges", charges, (shape[0], shape[2])),
+    ):
+        if array.shape != needed:
+            yield (
+                f"{name}_{key} must have the shape {needed}, as {name}_positions "
+                f"{shape} need, got {array.shape}"
+            )
+    whole = isinstance(horizon, int) and not isinstance(horizon, bool)
+    if not whole or not 1 <= horizon < shape[1]:
+        yield (
+            f"`horizon` of {name} in its meta must be an integer from 1 to less than "
+            f"the {shape[1]} frames, got {horizon!r}"
+        )

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from mlff.device import DTYPES, check_device
 from mlff.errors import MlffWarning
-from mlff.nbody.data import NBodyData, Trajectories, load_nbody
+from mlff.nbody.data import STRAIGHT, NBodyData, Trajectories, load_nbody
 from mlff.nbody.recipe import NBodyConfig
 from mlff.nbody.trainer import NBodyTrainer
 from mlff.runfolder import RUN, check_same, claimed, read_run, write_json, write_log
@@ -229,8 +229,8 @@ def _plot_log(
         values = [row[column] for row in history]
         if None not in values:
             axes.plot(epochs, values, label=column.replace("_", ", ", 1))
-    straight = baselines["best x + a v"]
-    axes.axhline(straight, color="gray", ls=":", label="best x + a v")
+    straight = baselines[STRAIGHT]
+    axes.axhline(straight, color="gray", ls=":", label=STRAIGHT)
     axes.set_yscale("log")
     axes.set_xlabel("epoch")
     axes.set_ylabel("mean squared error")

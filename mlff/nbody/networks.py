@@ -35,6 +35,15 @@ PUBLISHED: dict[str, tuple[type[nn.Module], bool]] = {
     "published_egnn": (EGNNVelocity, True),
 }
 
+# What an option of these may be, by the annotation of its parameter; the only number
+# that is no integer is a probability.
+_OPTIONS: dict[type, tuple[Any, str]] = {
+    bool: (bool, "true or false"),
+    int: (int, "an integer in 1 … 4096"),
+    float: ((int, float), "a number in [0, 1)"),
+    str: (str, "a string"),
+}
+
 
 @lru_cache(maxsize=16)
 def all_edges(n_systems: int, n_particles: int, device: torch.device) -> Edges:
@@ -178,10 +187,12 @@ def build_network(
             that models have ``charge_spin="none"``.
 
     Raises:
-        InputError: unknown name, unknown option, an option out of range, or a network
-            that does not predict what is asked for.
-        InputTypeError: an option of the wrong type.
+        InputError: unknown name, an option that is unknown, missing or out of range,
+            or a network that does not predict what is asked for.
+        InputTypeError: a name or an option of the wrong type.
     """
+    if not isinstance(name, str):
+        raise InputTypeError(f"`network.name` must be a string, got {name!r}")
     if name in PUBLISHED:
         return _build_published(name, predict_velocity, options)
     if name not in MODELS or not issubclass(MODELS[name], Edgewise):
@@ -207,11 +218,18 @@ def _build_published(
     name: str, predict_velocity: bool, options: dict[str, Any]
 ) -> nn.Module:
     network, predicts_positions = PUBLISHED[name]
-    known = list(inspect.signature(network).parameters)
-    for option in options:
+    known = inspect.signature(network).parameters
+    for option, value in options.items():
         if option not in known:
             raise InputError(
-                f"network {name!r} has no option {option!r}; it has {known}"
+                f"network {name!r} has no option {option!r}; it has {list(known)}"
+            )
+        _check_option(option, known[option].annotation, value)
+    for option, parameter in known.items():
+        if parameter.default is parameter.empty and option not in options:
+            needed = _OPTIONS[parameter.annotation][1]
+            raise InputError(
+                f"`network.{option}` is missing: {name!r} needs it, {needed}"
             )
     if predict_velocity == predicts_positions:
         what = "positions only" if predicts_positions else "velocities as well"
@@ -219,9 +237,17 @@ def _build_published(
             f"`predict_velocity`={str(predict_velocity).lower()}, but network {name!r} "
             f"predicts {what}; change one of the two"
         )
-    try:
-        return _Published(network(**options), predicts_positions)
-    except TypeError as error:
-        raise InputTypeError(
-            f"`network`: {name!r} refuses {options}: {error}"
-        ) from error
+    return _Published(network(**options), predicts_positions)
+
+
+def _check_option(option: str, kind: type, value: Any) -> None:
+    """Raise unless a value is of the type that a parameter has, and in its range."""
+    accepted, needed = _OPTIONS[kind]
+    wrong = f"`network.{option}` must be {needed}, got {value!r}"
+    flag = isinstance(value, bool)  # an integer to Python
+    if not isinstance(value, accepted) or flag != (kind is bool):
+        raise InputTypeError(wrong)
+    if kind is int and not 1 <= value <= 4096:
+        raise InputError(wrong)
+    if kind is float and not 0 <= value < 1:
+        raise InputError(wrong)

@@ -96,6 +96,12 @@ class NBodyConfig:
             raise InputError(f"`task` must be 'nbody', got {self.task!r}")
         if "name" not in self.network:
             raise InputError("the key `network.name` is missing")
+        if "predict_velocity" in self.network:
+            raise InputError(
+                f"`predict_velocity`={self.network['predict_velocity']!r} stands in "
+                "[network], but it is a key of the run file, not of [network]; move it "
+                "above the first [table]"
+            )
         if self.dtype not in DTYPES:
             raise InputError(
                 f"`dtype` must be one of {list(DTYPES)}, got {self.dtype!r}"

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -277,6 +278,27 @@ def test_settings_that_do_not_fit_the_data_are_errors(few, tmp_path):
         fit_nbody(changed(config, batch_size=37), progress=False)
     with pytest.raises(DataError, match="holds variant 'D'"):
         fit_nbody(dataclasses.replace(config, variant="C"), progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_description_of_a_run_is_an_error_that_names_it(few, tmp_path):
+    config = toy(few, tmp_path / "run")
+    fit_nbody(config, progress=False)
+    (tmp_path / "run" / "run.json").write_text("{}")
+    with pytest.raises(InputError, match=r"run\.json is damaged: `config` is missing"):
+        fit_nbody(config, progress=False)
+
+
+def test_an_incomplete_file_is_refused_before_training(few, tmp_path, monkeypatch):
+    monkeypatch.delattr(NBodyTrainer, "run_epoch")
+    path = tmp_path / "d.npz"
+    with np.load(few) as file:
+        arrays = dict(file)
+    meta = json.loads(str(arrays.pop("meta")))
+    del meta["baselines"]
+    np.savez(path, meta=json.dumps(meta), **arrays)
+    with pytest.raises(DataError, match=r"d\.npz: `baselines` is missing"):
+        fit_nbody(toy(path, tmp_path / "run"), progress=False)
     assert not (tmp_path / "run").exists()
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -246,6 +247,137 @@ def test_another_file_is_an_error(tmp_path, b_file, content, error, message):
         nbody.write(path, arrays, {**meta, "variant": "C"})
     with pytest.raises(error, match=message):
         load_nbody(path, "C")
+
+
+def as_if_whole(**changes):
+    """A file of variant D, of entries that are changed, or left out if ``None``."""
+    arrays, meta = nbody.make("D", (4, 2, 2))
+    for key, value in changes.items():
+        table = arrays if key in arrays else meta
+        table[key] = value
+        if value is None:
+            del table[key]
+    return arrays, meta
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_velocities": None}, "array train_velocities is missing"),
+        ({"validation_charges": None}, "array validation_charges is missing"),
+        (
+            {f"test_{key}": None for key in ("positions", "velocities", "charges")},
+            "array test_positions is missing",
+        ),
+        ({"variant": None}, "`variant` is missing in its meta"),
+        ({"horizon": None}, "`horizon` is missing in its meta"),
+        ({"baselines": None}, "`baselines` is missing in its meta"),
+        ({"baselines": 0.1}, "`baselines` in its meta must be a table, got 0.1"),
+        ({"baselines": {}}, "needs a number for 'best x \\+ a v', got None"),
+        (
+            {"baselines": {"best x + a v": 1.0, "other": float("nan")}},
+            "needs a number for 'other', got nan",
+        ),
+        ({"horizon": {"train": 1, "validation": 1}}, "`horizon` of test .*, got None"),
+        ({"horizon": {"train": 1, "test": 1}}, "`horizon` of validation .*, got None"),
+        (
+            {"horizon": {"train": 2, "validation": 1, "test": 1}},
+            "`horizon` of train .* less than the 2 frames, got 2",
+        ),
+        ({"horizon": {"train": 0}}, "`horizon` of train .*, got 0"),
+        ({"horizon": {"train": True}}, "`horizon` of train .*, got True"),
+        (
+            {"train_charges": np.ones((3, 5), np.float32)},
+            r"train_charges must have the shape \(4, 5\).*, got \(3, 5\)",
+        ),
+        (
+            {"train_velocities": np.ones((4, 2, 5, 2), np.float32)},
+            r"train_velocities must have the shape \(4, 2, 5, 3\)",
+        ),
+        (
+            {"train_positions": np.ones((0, 2, 5, 3), np.float32)},
+            r"train_positions must have the shape .*, got \(0, 2, 5, 3\)",
+        ),
+        ({"train_positions": np.float32(1)}, r"train_positions .*, got \(\)"),
+        ({"test_charges": np.ones((2, 5), int)}, "float32 or float64, got int64"),
+        ({"test_charges": np.array(["a"])}, "float32 or float64, got <U1"),
+    ],
+)
+def test_an_incomplete_file_is_an_error_that_says_what_is_missing(
+    tmp_path, changes, message
+):
+    path = tmp_path / "d.npz"
+    nbody.write(path, *as_if_whole())
+    assert len(load_nbody(path, "D").validation) == 2
+    nbody.write(path, *as_if_whole(**changes))
+    with pytest.raises(DataError, match=message) as told:
+        load_nbody(path, "D")
+    assert str(path) in str(told.value)
+    assert "python data_gen/nbody.py D" in str(told.value)
+
+
+def test_an_array_or_a_folder_is_no_data_file(tmp_path):
+    np.save(tmp_path / "arr.npy", np.zeros(3))
+    with pytest.raises(DataError, match=r"arr\.npy is not an N-body data file"):
+        load_nbody(tmp_path / "arr.npy", "C")
+    with pytest.raises(InputError, match="cannot read"):
+        load_nbody(tmp_path, "C")
+
+
+def test_a_damaged_byte_is_an_error_or_harmless(tmp_path):
+    path = tmp_path / "d.npz"
+    nbody.write(path, *as_if_whole())
+    content = path.read_bytes()
+    refused = 0
+    for place in range(0, len(content), 97):
+        path.write_bytes(content[:place] + b"\xff" + content[place + 1 :])
+        try:
+            load_nbody(path, "D")
+        except DataError:
+            refused += 1
+    assert refused > len(content) / 97 / 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["C", "--out", "nope/x.npz"], "--out must be a file in a folder .*nope/x.npz"),
+        (["C", "--out", "."], "--out must be a file in a folder to write to, got ."),
+        (["C", "--seed", "-1"], "--seed must be ≥ 0, got -1"),
+        (["C", "--published", "--seed", "5"], "--seed: not allowed with .*--published"),
+        (["C", "--seed", "0", "--published"], "--published: not allowed with .*--seed"),
+    ],
+)
+def test_the_script_refuses_arguments_before_it_computes(
+    tmp_path, monkeypatch, capsys, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["nbody.py", *arguments])
+    monkeypatch.delattr(nbody, "make")
+    with pytest.raises(SystemExit, match="2"):
+        nbody.main()
+    assert re.search(message, capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "seed"), [([], 0), (["--seed", "5"], 5), (["--published"], None)]
+)
+def test_the_script_takes_its_seed_from_its_arguments(
+    tmp_path, monkeypatch, arguments, seed
+):
+    out = tmp_path / "c.npz"
+    monkeypatch.setattr(sys, "argv", ["nbody.py", "C", "--out", str(out), *arguments])
+    make, asked = nbody.make, []
+
+    def few(name, sizes, seed, **options):
+        asked.append((sizes, seed))
+        return make(name, (2, 0, 2), 1, **{**options, "progress": False})
+
+    monkeypatch.setattr(nbody, "make", few)
+    nbody.main()
+    assert asked == [((3000, 2000, 2000), seed)]
+    assert len(load_nbody(out, "C").train) == 2
 
 
 def test_the_script_refuses_what_a_variant_has_not():

@@ -1,5 +1,7 @@
 """Networks for particles: symmetry, signature, and what cannot be built."""
 
+import inspect
+
 import pytest
 import torch
 
@@ -182,13 +184,50 @@ def test_edges_of_a_size_are_made_once():
             {"name": "published_egnn", "n_features": "8"},
             False,
             InputTypeError,
-            "refuses {'n_features': '8'}",
+            r"`network\.n_features` must be an integer .*'8'",
+        ),
+        ({"name": "published_attention"}, True, InputError, r"n_channels` is missing"),
+        (
+            {"name": ["painn"]},
+            False,
+            InputTypeError,
+            r"must be a string, .*\['painn'\]",
         ),
     ],
 )
 def test_what_cannot_be_built_is_an_error(table, predict, error, message):
     with pytest.raises(error, match=message):
         build_network(predict_velocity=predict, **table)
+
+
+WRONG = {
+    int: [0, -3, True, "8", 2.0, 10**12],
+    float: [-0.1, 1.0, float("nan"), True, "0.1"],
+    bool: [1, "yes"],
+    str: [["E3"], 3],
+}
+OPTIONS = [
+    (name, option, parameter.annotation)
+    for name, (kind, _) in PUBLISHED.items()
+    for option, parameter in inspect.signature(kind).parameters.items()
+]
+
+
+@pytest.mark.parametrize(("name", "option", "kind"), OPTIONS)
+def test_a_published_network_checks_each_of_its_options(name, option, kind):
+    for value in WRONG[kind]:
+        error = InputError if type(value) is kind else InputTypeError
+        with pytest.raises(error, match=f"`network.{option}` must be .*, got ") as told:
+            build_network(name, name == "published_attention", **{option: value})
+        assert repr(value) in str(told.value)
+
+
+def test_a_published_network_may_be_as_small_as_one():
+    for name, (kind, _) in PUBLISHED.items():
+        whole = [o for n, o, annotation in OPTIONS if n == name and annotation is int]
+        assert whole
+        table = {"name": name, **dict.fromkeys(whole, 1)}
+        assert move(build(table), *state())[0].isfinite().all(), kind
 
 
 def test_every_published_network_has_a_name_of_its_own():

@@ -43,6 +43,12 @@ epochs = 3
         ('out = "run"', 'out = "run"\ndtype = "half"', InputError, "`dtype`"),
         ('out = "run"', 'out = "run"\nseed = -1', InputError, "`seed`"),
         ('"nbody"', '"n-body"', InputError, "`task` must be 'nbody'"),
+        (
+            'name = "cmret"',
+            'name = "painn"\npredict_velocity = true',
+            InputError,
+            r"`predict_velocity`=True .* a key of the run file, not of \[network\]",
+        ),
     ],
 )
 def test_a_wrong_setting_is_an_error_that_names_it(tmp_path, old, new, error, message):
