@@ -8,8 +8,10 @@ Decius and Cross, Molecular Vibrations, 1955, chapter 2).
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from ase import Atoms, units
 
 from mlff.batch import AtomsBatch
 from mlff.constraints import mobile_atoms
-from mlff.errors import InputError
+from mlff.errors import InputError, InputTypeError, MlffWarning
 from mlff.hessian import Array, Derivatives, derivatives
 from mlff.potential import Potential
 from mlff.spectra import KM_PER_MOL
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 #: A molecule is linear if no atom is farther from a line than this, Å: a bend leaves a
 #: relaxed one by less, and the rotation about its axis would be that bend.
 LINEAR = 0.05
+
+#: Between these distances from a line, Å, it takes a closer look: there is a warning.
+DOUBTFUL = 0.01, 0.1
 
 #: ħ sqrt(eV/amu)/Å, eV: energy of the quantum of a mode with eigenvalue 1.
 _QUANTUM = units._hbar * 1e10 / math.sqrt(units._e * units._amu)
@@ -114,24 +119,58 @@ def vibrations(
         One per system, in order.
 
     Raises:
-        InputError: a system that is not at a stationary point, or has constraints
-            other than ``FixAtoms``; the text names it.
+        InputError: a system that is not at a stationary point, has constraints other
+            than ``FixAtoms``, or masses that are not positive; the text names it. A
+            potential without energies.
+        InputTypeError: not a potential, or ``fmax`` is not a number.
+
+    Warns:
+        MlffWarning: a molecule is almost linear, see :data:`DOUBTFUL`; the text says
+            how it was treated.
     """
+    _check_fmax(fmax)
     batch = AtomsBatch.from_atoms(systems, charge, spin)
     sizes = batch.counts().tolist()
     mobile = [own.numpy() for own in mobile_atoms(systems).split(sizes)]
+    for index, (atoms, own) in enumerate(zip(systems, mobile, strict=True)):
+        masses = atoms.get_masses()[own]
+        bad = masses[~(np.isfinite(masses) & (masses > 0))]
+        if len(bad):
+            raise InputError(
+                f"system {index}: masses must be positive and finite, got {bad[0]:g}; "
+                "set them with set_masses, or hold atoms with FixAtoms"
+            )
     found = derivatives(batch, potential)
     states = zip(batch.charge.tolist(), batch.multiplicity.tolist(), strict=True)
     for index, (atoms, one, own) in enumerate(zip(systems, found, mobile, strict=True)):
         _check_stationary(index, one.forces[own], fmax)
-        if not (atoms.get_masses()[own] > 0).all():
-            raise InputError(
-                f"system {index}: masses must be positive; set them with set_masses"
-            )
+        if own.all() and not atoms.pbc.any():
+            _warn_if_doubtful(index, atoms.positions)
     return [
         _analyzed(set_state(atoms.copy(), *state), own, one)
         for atoms, state, own, one in zip(systems, states, mobile, found, strict=True)
     ]
+
+
+def _check_fmax(fmax: Any) -> None:
+    if isinstance(fmax, bool) or not isinstance(fmax, Real):
+        raise InputTypeError(f"`fmax` must be a number, eV/Å, got {fmax!r}")
+    if not float(fmax) > 0:
+        raise InputError(f"`fmax` must be positive, eV/Å, got {fmax!r}")
+
+
+def _warn_if_doubtful(index: int, positions: Array) -> None:
+    from_line = _line(positions)[1]
+    if DOUBTFUL[0] < from_line < DOUBTFUL[1]:
+        linear = from_line < LINEAR
+        warnings.warn(
+            f"system {index}: atoms are up to {from_line:.3f} Å off a line; it was "
+            f"treated as {'linear' if linear else 'bent'}, with {5 if linear else 6} "
+            f"overall motions (linear is below {LINEAR:g} Å): relax it further, or "
+            "straighten it",
+            MlffWarning,
+            stacklevel=3,
+        )
 
 
 def _check_stationary(index: int, forces: Array, fmax: float) -> None:
@@ -190,7 +229,12 @@ def _rotations(positions: Array) -> Array:
     """Axes about which a molecule turns, (0, 2 or 3, 3): not about that it lies on."""
     if len(positions) == 1:
         return np.zeros((0, 3))
+    axes, from_line = _line(positions)
+    return axes[1:] if from_line < LINEAR else axes
+
+
+def _line(positions: Array) -> tuple[Array, float]:
+    """Axes, the first along the best line, and the largest distance from it, Å."""
     arms = positions - positions.mean(0)
-    axes = np.linalg.svd(arms, full_matrices=True)[2]
-    from_line = np.linalg.norm(arms @ axes[1:].T, axis=1)
-    return axes[1:] if from_line.max() < LINEAR else axes
+    axes: Array = np.linalg.svd(arms, full_matrices=True)[2]
+    return axes, float(np.linalg.norm(arms @ axes[1:].T, axis=1).max())

@@ -69,7 +69,8 @@ def hessians(
         x, y, z of the first atom, and so on.
 
     Raises:
-        InputError: whatever is wrong with a system; the text names it.
+        InputError: a potential without energies, or whatever is wrong with a system;
+            the text names it.
     """
     batch = AtomsBatch.from_atoms(systems, charge, spin)
     found = derivatives(batch, potential, dipoles=False)
@@ -89,10 +90,11 @@ def derivatives(
         dipoles: whether to differentiate dipoles too, where there are any.
 
     Raises:
-        InputError: an element outside training, atoms in one place, or a system that
-            does not fit into memory.
+        InputError: a potential without energies, an element outside training, atoms
+            in one place, or a system that does not fit into memory.
     """
     check_batch(potential, batch)
+    potential.check_properties(("energy", "forces"), periodic=False)
     check_contacts(batch)
     out: dict[int, Derivatives] = {}
     with exact(potential.device):

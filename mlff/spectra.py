@@ -20,6 +20,7 @@ A mode with coordinate Q has ``⟨Q̇²⟩ = kT``, hence the area
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from mlff.forcefield.parts import Parts
 from mlff.inference import check_batch
 from mlff.potential import Potential
 from mlff.state import set_state
-from mlff.trajectory import Trajectory
+from mlff.trajectory import Layout, Trajectory
 
 Array = NDArray[np.float64]
 
@@ -46,6 +47,9 @@ KM_PER_MOL = units._Nav * units._e**2 / (12e3 * units._eps0 * units._c**2 * unit
 
 #: Highest wavenumber of a molecular vibration, cm⁻¹: frames must be dense enough.
 HIGHEST = 4500.0
+
+#: Masses closer than this are the same, amu: files may have rounded them.
+SAME_MASS = 1e-3
 
 #: Speed of light, cm/fs.
 _LIGHT = units._c * 1e2 * 1e-15
@@ -75,7 +79,7 @@ class Spectrum:
 
 
 def infrared(
-    source: Trajectory | tuple[Any, float],
+    source: Trajectory | str | Path | tuple[Any, float],
     potential: Potential | None = None,
     *,
     systems: Sequence[int] | None = None,
@@ -91,12 +95,12 @@ def infrared(
     overlap by half (Welch). Areas are those of harmonic intensities, see the module.
 
     Args:
-        source: a run of replicas of one molecule; or dipoles, (n_frames, 3) or
-            (n_frames, n_replicas, 3), e·Å, and the time between frames, fs. The
-            dipoles of an ion must be about its center of mass.
+        source: a run of replicas of one molecule with the same masses, open or its
+            file; or dipoles, (n_frames, 3) or (n_frames, n_replicas, 3), e·Å, about
+            the center of mass if of an ion, and the time between frames, fs.
         potential: with a dipole head, for a trajectory.
-        systems: which replicas, for a trajectory; all if not given. Those that were
-            frozen do not count.
+        systems: indices of replicas, for a trajectory; all if not given. Those that
+            were frozen do not count.
         temperature_K: that the run had; of a trajectory the mean of its kinetic
             temperature if not given.
         skip_fs: start of the run that is left out, fs.
@@ -107,10 +111,13 @@ def infrared(
 
     Raises:
         InputError: frames too far apart for :data:`HIGHEST`, a run shorter than one
-            piece, different or periodic molecules, or no temperature.
+            piece, different (also in masses) or periodic molecules, no temperature.
+        InputTypeError: an argument of the wrong type.
+        DataError: no such trajectory, or a damaged one.
     """
-    if not 0 <= skip_fs < math.inf:
-        raise InputError(f"`skip_fs` must be zero or positive, got {skip_fs}")
+    _check_options(temperature_K, skip_fs, resolution_per_cm, window)
+    if isinstance(source, str | Path):
+        source = Trajectory(source)
     if isinstance(source, Trajectory):
         if not isinstance(potential, Potential):
             raise InputTypeError(
@@ -121,25 +128,22 @@ def infrared(
         _check_spacing(spacing, every)
         chosen = _replicas(source, systems)
         first = int(np.searchsorted(source.times_fs, skip_fs))
-        if temperature_K is None and first < source.n_frames:
+        n_frames = source.n_frames
+        if temperature_K is None and first < n_frames:
             temperature_K = float(source.temperature[first:, chosen].mean())
-        dipoles = _dipoles(source, potential, chosen)
     else:
-        dipoles, spacing = np.asarray(source[0], np.float64), float(source[1])
-        if dipoles.ndim not in (2, 3) or dipoles.shape[-1] != 3:
-            raise InputError(
-                "dipoles must have shape (n_frames, 3) or (n_frames, n_replicas, 3), "
-                f"got {dipoles.shape}"
-            )
+        given, spacing = _stated(source)
         _check_spacing(spacing, "keep more frames")
-        first = math.ceil(skip_fs / spacing)
+        first, n_frames = math.ceil(skip_fs / spacing), len(given)
+    if first >= n_frames:
+        raise InputError(
+            f"`skip_fs`={skip_fs:g} leaves nothing of {n_frames * spacing:.6g} fs"
+        )
     if temperature_K is None or not 0 < temperature_K < math.inf:
         raise InputError(f"`temperature_K` must be positive, got {temperature_K}")
-    dipoles = dipoles[first:]
-    if not np.isfinite(dipoles).all():
-        raise InputError("dipoles must be finite numbers")
-    dipoles = dipoles[:, None] if dipoles.ndim == 2 else dipoles
-    found = _spectrum(dipoles, spacing, resolution_per_cm, window)
+    if isinstance(source, Trajectory) and isinstance(potential, Potential):
+        given = _dipoles(source, potential, chosen)
+    found = _spectrum(given[first:], spacing, resolution_per_cm, window)
     shown = found.wavenumbers <= HIGHEST
     return Spectrum(
         wavenumbers=found.wavenumbers[shown],
@@ -147,12 +151,53 @@ def infrared(
     )
 
 
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise InputTypeError(f"`{name}` must be a number, got {value!r}")
+    return float(value)
+
+
+def _check_options(temperature: Any, skip: Any, resolution: Any, window: Any) -> None:
+    if temperature is not None:
+        _number(temperature, "temperature_K")
+    if not 0 <= _number(skip, "skip_fs") < math.inf:
+        raise InputError(f"`skip_fs` must be zero or positive, got {skip}")
+    if not 0 < _number(resolution, "resolution_per_cm") < HIGHEST:
+        raise InputError(f"`resolution_per_cm` must be positive, got {resolution}")
+    if not isinstance(window, str | tuple):
+        raise InputTypeError(f"`window` must be a name, got {window!r}")
+
+
+def _stated(source: Any) -> tuple[Array, float]:
+    """Dipoles that were given, (n_frames, n_replicas, 3), and the time between them."""
+    if not isinstance(source, tuple | list) or len(source) != 2:
+        raise InputTypeError(
+            "`source` must be a trajectory, its file, or (dipoles, time between frames "
+            f"in fs), got {type(source).__name__}"
+        )
+    try:
+        dipoles = np.asarray(source[0])
+    except (TypeError, ValueError, RuntimeError):  # rows of different lengths
+        dipoles = np.empty(0, object)
+    if dipoles.dtype.kind not in "iuf":
+        raise InputTypeError(
+            f"`source`: dipoles must be an array of real numbers, got {dipoles.dtype}"
+        )
+    if dipoles.ndim not in (2, 3) or dipoles.shape[-1] != 3:
+        raise InputError(
+            "`source`: dipoles must have shape (n_frames, 3) or (n_frames, n_replicas, "
+            f"3), got {dipoles.shape}"
+        )
+    if not np.isfinite(dipoles).all():
+        raise InputError("`source`: dipoles must be finite numbers")
+    dipoles = dipoles[:, None] if dipoles.ndim == 2 else dipoles
+    return dipoles.astype(np.float64), _number(source[1], "source[1]")
+
+
 def _spectrum(
     dipoles: Array, spacing: float, resolution: float, window: str
 ) -> Spectrum:
     """Density P of the rates over wavenumbers, (e·Å)² eV/(Å² amu) cm."""
-    if not 0 < resolution < HIGHEST:
-        raise InputError(f"`resolution_per_cm` must be positive, got {resolution}")
     length = round(1.0 / (_LIGHT * resolution * spacing))
     if len(dipoles) <= length:
         raise InputError(
@@ -171,7 +216,7 @@ def _spectrum(
             detrend=False,
             axis=0,
         )
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise InputError(f"`window`={window!r}: {error}") from error
     # A difference over the time d has |2 sin(ωd/2)/d| of the rate.
     damping = np.sinc(frequencies * spacing)
@@ -201,29 +246,51 @@ def _spacing(trajectory: Trajectory) -> tuple[float, str]:
 def _replicas(trajectory: Trajectory, systems: Sequence[int] | None) -> list[int]:
     """Systems that ran to the end, if they are all of one molecule in one state."""
     layout = trajectory.layout
-    wanted = range(trajectory.n_systems) if systems is None else systems
+    wanted = _indices(systems, trajectory.n_systems)
     bad = [k for k in wanted if not 0 <= k < trajectory.n_systems]
     if bad:
         raise InputError(f"`systems`: there is no system {bad[0]} in {trajectory.path}")
     chosen = [k for k in wanted if trajectory.status[-1, k] == 0]
     if not chosen:
         raise InputError("`systems`: none ran to the end of the trajectory")
-    kinds = {
-        (
-            layout.numbers[layout.ptr[k] : layout.ptr[k + 1]].tobytes(),
-            int(layout.charge[k]),
-            int(layout.multiplicity[k]),
-        )
-        for k in chosen
-    }
-    if len(kinds) > 1:
-        raise InputError(
-            f"`systems` must be replicas of one molecule in one state, got {len(kinds)}"
-            " different ones: choose those of one, systems=[...]"
-        )
+    for k in chosen[1:]:
+        what = _difference(layout, chosen[0], k)
+        if what:
+            raise InputError(
+                "`systems` must be replicas of one molecule in one state, but systems "
+                f"{chosen[0]} and {k} have different {what}: choose those of one with "
+                "systems=[...]"
+            )
     if layout.pbc[chosen].any():
         raise InputError("`systems`: the dipole of a periodic system has no meaning")
     return chosen
+
+
+def _indices(systems: Any, n_systems: int) -> list[int]:
+    if systems is None:
+        return list(range(n_systems))
+    try:
+        array = np.asarray(systems)
+    except (TypeError, ValueError):
+        array = np.empty(())
+    if array.ndim != 1 or (len(array) and array.dtype.kind not in "iu"):
+        raise InputTypeError(
+            "`systems` must be a list of indices, for example [0, 2] (of a mask, "
+            f"np.flatnonzero(mask)), got {systems!r}"
+        )
+    return [int(k) for k in array]
+
+
+def _difference(layout: Layout, one: int, other: int) -> str:
+    """What keeps two systems from being replicas; nothing if they are."""
+    first, second = (slice(layout.ptr[k], layout.ptr[k + 1]) for k in (one, other))
+    if not np.array_equal(layout.numbers[first], layout.numbers[second]):
+        return "atoms"
+    masses = layout.masses[first], layout.masses[second]
+    if not np.allclose(*masses, rtol=0.0, atol=SAME_MASS):
+        return "masses"
+    states = [(layout.charge[k], layout.multiplicity[k]) for k in (one, other)]
+    return "" if states[0] == states[1] else "states"
 
 
 def _dipoles(trajectory: Trajectory, potential: Potential, systems: list[int]) -> Array:
@@ -281,7 +348,8 @@ def broadened(
         raise InputError(
             f"`intensities` must be one per frequency {places.shape}, got {areas.shape}"
         )
-    if not (0 < width < math.inf and 0 < spacing < HIGHEST):
+    size, gap = _number(width, "width"), _number(spacing, "spacing")
+    if not (0 < size < math.inf and 0 < gap < HIGHEST):
         raise InputError(
             f"`width` and `spacing` must be positive, got {width} and {spacing}"
         )
@@ -296,6 +364,7 @@ def plot_infrared(
     path: str | Path,
     curves: Mapping[str, Spectrum],
     sticks: tuple[Any, Any] | None = None,
+    title: str = "",
 ) -> None:
     """Draw spectra on one scale, wavenumbers from right to left as is usual.
 
@@ -304,6 +373,7 @@ def plot_infrared(
         curves: by label.
         sticks: harmonic frequencies (cm⁻¹) and intensities (km/mol), drawn as lines on
             a scale of their own.
+        title: what it is of: formula and state.
     """
     from matplotlib.figure import Figure
 
@@ -320,6 +390,7 @@ def plot_infrared(
         xlim=(HIGHEST, 0.0),
         xlabel="wavenumber, cm⁻¹",
         ylabel="absorption, km/mol per cm⁻¹",
+        title=title,
     )
     axes.set_ylim(bottom=0.0)
     if curves:

@@ -2,8 +2,9 @@
 
 import argparse
 import io
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from mlff.cli.parsing import add_state_options, add_verb, given, read_structures
 from mlff.errors import InputError
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from mlff.potential import Potential
     from mlff.report.run import Kind
     from mlff.spectra import Spectrum
+    from mlff.trajectory import Trajectory
 
 #: What a folder that was written to holds.
 CSV = "vibrations.csv"
@@ -26,6 +28,37 @@ _COLUMNS = (
     *("system", "formula", "charge", "multiplicity", "mode"),
     *("wavenumber_per_cm", "reduced_mass_amu", "intensity_km_per_mol"),
 )
+
+
+_ONLY_OF_DYNAMICS = ("temperature_K", "skip_fs", "resolution_per_cm")
+
+
+class _Species(NamedTuple):
+    """What systems of one spectrum have in common.
+
+    Attributes:
+        kind: formula and state.
+        masses: symbol and mass (amu) of the elements; of every atom, in order, where
+            atoms of one element differ, as then it matters which.
+    """
+
+    kind: "Kind"
+    masses: tuple[tuple[str, float], ...]
+
+    @classmethod
+    def of(cls, atoms: "Atoms") -> Self:
+        """Return the species of a system."""
+        from mlff.report.run import Kind
+
+        masses = atoms.get_masses().round(3).tolist()
+        every = tuple(zip(atoms.get_chemical_symbols(), masses, strict=True))
+        elements = tuple(sorted(set(every)))
+        alike = len(elements) == len(set(atoms.get_chemical_symbols()))
+        return cls(Kind.of(atoms), elements if alike else every)
+
+    def __str__(self) -> str:
+        masses = ", ".join(f"{symbol} {mass:g}" for symbol, mass in self.masses)
+        return f"{self.kind} (masses {masses})"
 
 
 def add_verbs(verbs: Any) -> None:
@@ -68,8 +101,8 @@ def _vibrations(arguments: argparse.Namespace) -> int:
     from mlff.device import check_device, check_dtype
     from mlff.harmonic import vibrations
     from mlff.potential import load
-    from mlff.report.run import Kind
 
+    _check_options(arguments)
     folder = _check_folder(Path(arguments.out), arguments.force)
     systems = read_structures(arguments.structures, arguments.charge, arguments.spin)
     potential = load(
@@ -81,9 +114,11 @@ def _vibrations(arguments: argparse.Namespace) -> int:
             f"--trajectory: {arguments.model} has no dipoles, which a spectrum needs; "
             "take a model that was trained on them"
         )
+    species = [_Species.of(atoms) for atoms in systems]
+    kinds = [one.kind for one in species]
+    replicas = _replicas(Path(arguments.trajectory), set(species)) if dynamic else None
     found = vibrations(systems, potential, **given(arguments, "fmax"))
-    kinds = [Kind.of(atoms) for atoms in systems]
-    moving = _of_dynamics(arguments, potential, set(kinds)) if dynamic else {}
+    moving = _of_dynamics(arguments, potential, *replicas) if replicas else {}
     folder.mkdir(exist_ok=True)
     _clear(folder)
     table = _table(kinds, found)
@@ -91,9 +126,29 @@ def _vibrations(arguments: argparse.Namespace) -> int:
     print(table)
     _write_csv(folder / CSV, kinds, found)
     _write_modes(folder, systems, found)
-    _plot(folder, kinds, found, moving, arguments.width_per_cm)
+    _plot(folder, species, found, moving, arguments.width_per_cm)
     print(f"written to {folder}/")
     return 0
+
+
+def _check_options(arguments: argparse.Namespace) -> None:
+    """Refuse numbers that cannot be, before anything is computed or written."""
+    from mlff.spectra import HIGHEST
+
+    for name in _ONLY_OF_DYNAMICS:
+        if arguments.trajectory is None and getattr(arguments, name) is not None:
+            raise InputError(f"{_option(name)}: only with --trajectory")
+    for name in ("width_per_cm", "fmax", *_ONLY_OF_DYNAMICS):
+        value = getattr(arguments, name)
+        highest = HIGHEST if name == "resolution_per_cm" else math.inf
+        if value is None or 0 < value < highest or (name == "skip_fs" and value == 0):
+            continue
+        bound = "finite" if highest == math.inf else f"below {highest:g}"
+        raise InputError(f"{_option(name)} must be positive and {bound}, got {value:g}")
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _check_folder(folder: Path, force: bool) -> Path:
@@ -115,28 +170,38 @@ def _clear(folder: Path) -> None:
             old.unlink()
 
 
-def _of_dynamics(
-    arguments: argparse.Namespace, potential: "Potential", kinds: set["Kind"]
-) -> dict["Kind", "Spectrum"]:
-    """Spectra of the systems of a run that are of the same kinds as the structures."""
-    from mlff.report.run import Kind, by_kind
-    from mlff.spectra import infrared
+def _replicas(
+    path: Path, species: set[_Species]
+) -> tuple["Trajectory", dict[_Species, list[int]]]:
+    """A run, and which of its systems are of each species of the structures."""
     from mlff.trajectory import Trajectory
 
-    path = Path(arguments.trajectory)
     trajectory = Trajectory(path / "trajectory.h5" if path.is_dir() else path)
-    indices = range(trajectory.n_systems)
-    there = by_kind([Kind.of(trajectory.atoms(index, 0)) for index in indices])
-    common = {kind: which for kind, which in there.items() if kind in kinds}
+    there: dict[_Species, list[int]] = {}
+    for index in range(trajectory.n_systems):
+        there.setdefault(_Species.of(trajectory.atoms(index, 0)), []).append(index)
+    common = {one: which for one, which in there.items() if one in species}
     if not common:
         raise InputError(
             f"--trajectory: {path} is of {'; '.join(map(str, there))}, the structures "
-            f"are {'; '.join(sorted(map(str, kinds)))}"
+            f"are {'; '.join(sorted(map(str, species)))}: take a run of the same "
+            "molecules with the same masses"
         )
-    options = given(arguments, "temperature_K", "skip_fs", "resolution_per_cm")
+    return trajectory, common
+
+
+def _of_dynamics(
+    arguments: argparse.Namespace,
+    potential: "Potential",
+    trajectory: "Trajectory",
+    replicas: dict[_Species, list[int]],
+) -> dict[_Species, "Spectrum"]:
+    from mlff.spectra import infrared
+
+    options = given(arguments, *_ONLY_OF_DYNAMICS)
     return {
-        kind: infrared(trajectory, potential, systems=which.tolist(), **options)
-        for kind, which in common.items()
+        one: infrared(trajectory, potential, systems=which, **options)
+        for one, which in replicas.items()
     }
 
 
@@ -209,15 +274,16 @@ def _write_modes(
 
 def _plot(
     folder: Path,
-    kinds: list["Kind"],
+    species: list[_Species],
     found: list["Vibrations"],
-    moving: dict["Kind", "Spectrum"],
+    moving: dict[_Species, "Spectrum"],
     width: float,
 ) -> None:
     """Draw a picture of each kind of molecule, if there are intensities."""
     from mlff.report.run import by_kind
     from mlff.spectra import broadened, plot_infrared
 
+    kinds = [one.kind for one in species]
     for kind, which in list(by_kind(kinds).items())[:_MOST_SYSTEMS]:
         bright = [k for k in which.tolist() if found[k].intensities is not None]
         curves, sticks = {}, None
@@ -225,8 +291,13 @@ def _plot(
             pair = found[k].frequencies, found[k].intensities
             curves[f"harmonic, system {k}"] = broadened(*pair, width)
             sticks = pair if len(bright) == 1 else None
-        if kind in moving:
-            curves["dynamics"] = moving[kind]
+        first: dict[_Species, int] = {}
+        for k in which.tolist():
+            first.setdefault(species[k], k)
+        for one in (one for one in first if one in moving):
+            of = f", masses of system {first[one]}" if len(first) > 1 else ""
+            curves[f"dynamics{of}"] = moving[one]
         if curves:
             name = "_".join(map(str, kind))
-            plot_infrared(folder / f"infrared_{name}.png", curves, sticks)
+            path = folder / f"infrared_{name}.png"
+            plot_infrared(path, curves, sticks, title=str(kind))

@@ -116,3 +116,97 @@ def test_mistakes_end_with_one_line(folder, model, capsys):
     assert main(arguments) == 2
     assert "CH2, charge +0, multiplicity 3" in capsys.readouterr().err
     assert not Path("out/vibrations.csv").exists()
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> dict:
+    """Labels of the curves of every picture, by its title."""
+    found = {}
+
+    def draw(path, curves, sticks=None, title=""):
+        found[title] = list(curves)
+
+    monkeypatch.setattr("mlff.spectra.plot_infrared", draw)
+    return found
+
+
+def heavy(atoms):
+    atoms = atoms.copy()
+    atoms.set_masses([12.011, 2.01410178, 2.01410178])
+    return atoms
+
+
+def run_of_both(folder) -> list[str]:
+    """A run of triplet CH2, CD2 and CD2 again, as options."""
+    light = relaxed()[1]
+    systems = vibrations([light, heavy(light), heavy(light)], shining())
+    options = {"wavenumbers": [900.0] * 3, "temperature": 300, "n_frames": 200}
+    ringing(folder / "both.h5", systems, **options)
+    return ["--trajectory", "both.h5", "--resolution-per-cm", "200"]
+
+
+def test_dynamics_of_other_isotopes_is_left_out(folder, model, drawn, monkeypatch):
+    asked, whole = [], mlff.infrared
+
+    def infrared(*arguments, systems, **options):
+        asked.append(systems)
+        return whole(*arguments, systems=systems, **options)
+
+    monkeypatch.setattr("mlff.spectra.infrared", infrared)
+    options = run_of_both(folder)
+    assert main([*RUN, model, *options]) == 0
+    assert asked == [[0]]
+    triplet = "CH2, charge +0, multiplicity 3"
+    assert drawn[triplet] == ["harmonic, system 1", "dynamics"]
+    assert drawn["CH2, charge +0, multiplicity 1"] == ["harmonic, system 0"]
+    light = relaxed()[1]
+    ase.io.write("ch2.xyz", [light, heavy(light)], format="extxyz")
+    assert main([*RUN, model, *options, "--force"]) == 0
+    assert asked[1:] == [[0], [1, 2]]
+    assert drawn[triplet][2:] == [
+        "dynamics, masses of system 0",
+        "dynamics, masses of system 1",
+    ]
+
+
+def test_a_run_of_other_isotopes_is_no_run_of_the_structures(folder, model, capsys):
+    mixed = relaxed()[1].copy()
+    mixed.set_masses([12.011, 2.014, 1.008])
+    ase.io.write("ch2.xyz", mixed, format="extxyz")
+    assert main([*RUN, model, *run_of_both(folder)]) == 2
+    err = capsys.readouterr().err
+    assert "masses C 12.011, H 2.014)" in err
+    assert (
+        "are CH2, charge +0, multiplicity 3 (masses C 12.011, H 2.014, H 1.008" in err
+    )
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("--width-per-cm", value) for value in ("0", "nan", "inf", "-1")),
+        *(("--fmax", value) for value in ("0", "nan")),
+        *(("--resolution-per-cm", value) for value in ("-3", "4500")),
+        *(("--skip-fs", value) for value in ("-1", "inf")),
+        ("--temperature-K", "0"),
+    ],
+)
+def test_numbers_are_refused_before_any_work(tmp_path, capsys, option, value):
+    out = str(tmp_path / "out")
+    # Neither the structures nor the run are there: nothing has been read.
+    arguments = ["vibrations", "no.xyz", "--out", out, "--model", "ch2"]
+    assert main([*arguments, "--trajectory", "no.h5", f"{option}={value}"]) == 2
+    err = capsys.readouterr().err
+    assert f"{option} must be positive and " in err
+    assert f"got {value}" in err
+    assert not Path(out).exists()
+
+
+@pytest.mark.parametrize(
+    "option", ["--resolution-per-cm", "--skip-fs", "--temperature-K"]
+)
+def test_options_of_dynamics_need_a_run(tmp_path, capsys, option):
+    arguments = ["vibrations", "no.xyz", "--out", str(tmp_path), "--model", "ch2"]
+    assert main([*arguments, f"{option}=0"]) == 2
+    assert f"{option}: only with --trajectory" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from ase.build import molecule
 from harmonic_cases import PER_CM, built, ringing
 
 import mlff
-from mlff.errors import InputError, InputTypeError
+from mlff.errors import DataError, InputError, InputTypeError
 from mlff.harmonic import vibrations
 from mlff.spectra import HIGHEST, KM_PER_MOL, broadened, infrared, plot_infrared
 from mlff.trajectory import Trajectory
@@ -137,9 +137,11 @@ def test_errors_name_what_is_wrong(ions, run, tmp_path):
         infrared(run, built(), resolution_per_cm=30, window="none")
     with pytest.raises(InputError, match="`skip_fs` must be zero or positive"):
         infrared((swinging(100), 1.0), temperature_K=300, skip_fs=-1.0)
-    with pytest.raises(InputError, match="got 0 fs: run longer"):
+    with pytest.raises(InputError, match="got 50 fs: run longer"):
+        infrared((swinging(100), 1.0), temperature_K=300, skip_fs=50.0)
+    with pytest.raises(InputError, match="`skip_fs`=200 leaves nothing of 100 fs"):
         infrared((swinging(100), 1.0), temperature_K=300, skip_fs=200.0)
-    with pytest.raises(InputError, match="`temperature_K` must be positive"):
+    with pytest.raises(InputError, match=r"`skip_fs`=1e\+06 leaves nothing"):
         infrared(run, built(), skip_fs=1e6)
     with pytest.raises(InputError, match="dipoles must be finite"):
         infrared((np.full((9, 3), np.nan), 1.0), temperature_K=300)
@@ -159,8 +161,90 @@ def test_different_molecules_are_not_averaged(ions, tmp_path):
     # As many modes of the larger one as the smaller one has.
     larger = mlff.Vibrations(**{**vars(ions[2]), "modes": ions[2].modes[:6]})
     trajectory = Trajectory(ringing(path, [ions[0], larger], **options))
-    with pytest.raises(InputError, match=r"got 2 different ones.*systems=\[\.\.\.\]"):
+    with pytest.raises(InputError, match=r"0 and 1 have different atoms.*\[\."):
         infrared(trajectory, built())
+
+
+def test_isotopologues_are_not_averaged(ions, tmp_path):
+    heavy = ions[0].data.get_atoms()
+    heavy.set_masses([12.011, 12.011, 2.014, 2.014])
+    (heavier,) = vibrations([heavy], built(), fmax=np.inf)
+    options = {"wavenumbers": [900.0] * 6, "temperature": 1.0, "n_frames": 200}
+    path = ringing(tmp_path / "iso.h5", [*ions[:2], heavier, heavier], **options)
+    chosen = {"resolution_per_cm": 200.0, "systems": [1, 2]}
+    with pytest.raises(
+        InputError, match=r"1 and 2 have different masses: choose.*systems="
+    ):
+        infrared(path, built(), **chosen)
+    with pytest.raises(InputError, match="0 and 2 have different masses"):
+        infrared(path, built(), resolution_per_cm=200.0)
+    light, slow = (
+        infrared(path, built(), resolution_per_cm=200.0, systems=which)
+        for which in ([0, 1], np.array([2, 3]))
+    )
+    assert not np.allclose(light.absorption, slow.absorption, rtol=0.05, atol=0)
+
+
+def test_states_are_not_averaged(tmp_path):
+    systems = []
+    for spin in (1, 3):
+        systems.append(molecule("C2H4"))
+        systems[-1].set_initial_magnetic_moments(None)
+        systems[-1].info = {"charge": 0, "spin": spin}
+    found = vibrations(systems, built(), fmax=np.inf)
+    options = {"wavenumbers": [900.0] * 12, "temperature": 1.0, "n_frames": 9}
+    path = ringing(tmp_path / "states.h5", found, **options)
+    with pytest.raises(InputError, match="0 and 1 have different states"):
+        infrared(path, built())
+
+
+def test_a_trajectory_may_be_named(run):
+    options = {"resolution_per_cm": 30.0}
+    expected = infrared(run, built(), **options)
+    for path in (run.path, str(run.path)):
+        found = infrared(path, built(), **options)
+        assert (found.absorption == expected.absorption).all()
+    with pytest.raises(DataError, match=r"cannot read nothing\.h5"):
+        infrared("nothing.h5", built())
+
+
+@pytest.mark.parametrize("systems", [0, [0.5], [True, False], "01", [[0]], [[0], []]])
+def test_systems_are_a_list_of_indices(run, systems):
+    with pytest.raises(InputTypeError, match=r"`systems` must be a list of indices"):
+        infrared(run, built(), systems=systems)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("skip_fs", "a"),
+        ("skip_fs", None),
+        ("skip_fs", True),
+        ("temperature_K", "300"),
+        ("temperature_K", 300j),
+        ("resolution_per_cm", [10.0]),
+        ("window", None),
+        ("window", 3),
+    ],
+)
+def test_options_of_a_wrong_type_are_named(name, value):
+    options = {"temperature_K": 300.0, name: value}
+    with pytest.raises(InputTypeError, match=f"`{name}` must be a n.*, got"):
+        infrared((swinging(2000), 1.0), **options)
+
+
+def test_dipoles_are_real_numbers():
+    wrong = [swinging(9) + 1j, [["a", "b", "c"]], [[1.0], [1.0, 2.0]], None]
+    for dipoles in wrong:
+        with pytest.raises(InputTypeError, match="array of real numbers, got"):
+            infrared((dipoles, 1.0), temperature_K=300)
+    with pytest.raises(
+        InputTypeError, match=r"`source\[1\]` must be a number, got 'x'"
+    ):
+        infrared((swinging(9), "x"), temperature_K=300)
+    for source in (None, swinging(9), (swinging(9),)):
+        with pytest.raises(InputTypeError, match="`source` must be a trajectory, its "):
+            infrared(source, temperature_K=300)
 
 
 def test_a_line_spectrum_keeps_its_areas():
@@ -177,6 +261,8 @@ def test_errors_of_a_line_spectrum():
         broadened([1.0, 2.0], [1.0])
     with pytest.raises(InputError, match="`width` and `spacing` must be positive"):
         broadened([1.0], [1.0], width=0.0)
+    with pytest.raises(InputTypeError, match="`width` must be a number, got 'a'"):
+        broadened([1.0], [1.0], width="a")
 
 
 def test_both_curves_are_drawn(tmp_path):
@@ -188,3 +274,5 @@ def test_both_curves_are_drawn(tmp_path):
     plot_infrared(path, curves, sticks=([500.0, 1600.0], [90.0, 10.0]))
     assert path.read_bytes().startswith(b"\x89PNG")
     plot_infrared(tmp_path / "empty.png", {})
+    plot_infrared(tmp_path / "ir.svg", curves, title="CH2, charge +0")
+    assert "<!-- CH2, charge +0 -->" in (tmp_path / "ir.svg").read_text()

@@ -14,7 +14,7 @@ from harmonic_cases import PER_CM, built, relaxed, shining
 
 import mlff
 from mlff.batch import AtomsBatch
-from mlff.errors import InputError, InputTypeError
+from mlff.errors import InputError, InputTypeError, MlffWarning
 from mlff.harmonic import Vibrations, vibrations
 from mlff.hessian import derivatives, hessians
 from mlff.spectra import KM_PER_MOL
@@ -110,7 +110,8 @@ def test_periodic_hessians_are_differences_and_have_no_dipoles():
         rows = -differences(built("local"), atoms, "forces")
         assert one.hessian == pytest.approx(rows.reshape(one.hessian.shape), abs=1e-6)
         assert (one.dipole_derivatives is None) == atoms.pbc.any()
-    cell, ion, *_ = vibrations(mixed, built("local"), **ANYWHERE)
+    with pytest.warns(MlffWarning, match=r"system 1: .*treated as bent"):
+        cell, ion, *_ = vibrations(mixed, built("local"), **ANYWHERE)
     assert len(cell.frequencies) == 3 * len(crystals[0]) - 3
     assert cell.intensities is None
     assert ion.intensities is not None
@@ -324,9 +325,63 @@ def test_errors_name_what_is_wrong():
     with pytest.raises(InputTypeError, match="`potential`"):
         hessians([stated(molecule("CH4"))], "ch2")
     ghost = stated(molecule("CH4"))
-    ghost.set_masses([12.0, 1.0, 0.0, 1.0, 1.0])
-    with pytest.raises(InputError, match="system 1: masses must be positive"):
-        vibrations([stated(molecule("CH4")), ghost], built(), **ANYWHERE)
+    for mass in (0.0, np.inf, np.nan, -1.0):
+        ghost.set_masses([12.0, 1.0, mass, 1.0, 1.0])
+        text = f"system 1: masses must be positive and finite, got {mass:g}; set"
+        with pytest.raises(InputError, match=text):
+            vibrations([stated(molecule("CH4")), ghost], built(), **ANYWHERE)
     near = stated(Atoms("HH", [[0, 0, 0], [0, 0, 1e-5]]))
     with pytest.raises(InputError, match=r"at least 0\.001 Å"):
         vibrations([near], built())
+
+
+@pytest.mark.parametrize("fmax", ["a", None, True, [0.05]])
+def test_the_largest_force_is_a_number(fmax):
+    with pytest.raises(InputTypeError, match="`fmax` must be a number, eV/Å, got"):
+        vibrations([stated(molecule("CH4"))], built(), fmax=fmax)
+
+
+@pytest.mark.parametrize("fmax", [0.0, -1.0, np.nan])
+def test_the_largest_force_is_positive(fmax):
+    with pytest.raises(InputError, match="`fmax` must be positive, eV/Å, got"):
+        vibrations([stated(molecule("CH4"))], built(), fmax=fmax)
+
+
+def bent(offset):
+    """Methylene whose carbon is farthest from the best line by this, Å."""
+    height = 1.5 * offset  # the mean of all three lies on the line
+    places = [[0, height, 0], [1.07, 0, 0], [-1.07, 0, 0]]
+    atoms = stated(Atoms("CHH", places), spin=3)
+    atoms.rotate(40, (1, 2, 3))
+    return atoms
+
+
+@pytest.mark.parametrize(
+    ("offset", "treated", "n_modes"),
+    [(0.02, "linear, with 5", 4), (0.048, "linear", 4), (0.06, "bent, with 6", 3)],
+)
+def test_almost_linear_molecules_are_told_how_they_were_treated(
+    offset, treated, n_modes
+):
+    text = f"system 1: atoms are up to {offset:.3f} Å off a line.*treated as {treated}"
+    with pytest.warns(MlffWarning, match=text):
+        _, one = vibrations([bent(0.0), bent(offset)], built(), **ANYWHERE)
+    assert len(one.frequencies) == n_modes
+
+
+def test_linear_and_bent_molecules_and_those_held_are_not_warned_of():
+    held = bent(0.05)
+    held.set_constraint(FixAtoms([1]))
+    crystal_line = bent(0.05)
+    crystal_line.set_cell([9.0, 9.0, 9.0])
+    crystal_line.pbc = True
+    systems = [bent(0.009), bent(0.11), held, crystal_line]
+    found = vibrations(systems, built("local"), **ANYWHERE)  # warnings are errors
+    assert [len(one.frequencies) for one in found] == [4, 3, 6, 6]
+
+
+@pytest.mark.parametrize("ask", [hessians, vibrations])
+def test_a_potential_without_energies_is_refused_before_any_work(ask, monkeypatch):
+    monkeypatch.setattr("mlff.hessian.check_contacts", lambda batch: 1 / 0)
+    with pytest.raises(InputError, match="energ"):
+        ask([stated(molecule("CH4"))], built(heads=("dipole",)))
