@@ -6,7 +6,9 @@ DATA is what ``python data_gen/nbody.py C --published`` writes: 3,000 trajectori
 five particles, 1,000 steps ahead. Every network gets the same CPU time on one thread
 and about as many weights as the published EGNN; the two best get further seeds. The
 learning rate falls to zero along a cosine over that time; nothing is tuned for a
-network. Runs are kept in --out and taken up again.
+network. Epochs are timed first, of all networks in turn and several times over: leave
+the machine alone meanwhile (--plan does only that). Runs are kept in --out and taken up
+again.
 """
 
 import argparse
@@ -86,36 +88,49 @@ def config_of(
     )
 
 
-def epochs_within(network: dict[str, Any], data: Path, minutes: float) -> int:
-    """Epochs that fit into a CPU time."""
-    config = config_of(network, data, Path("unused"), 10, 0)
-    trajectories = load_nbody(config.data, config.variant).train.to(
-        "cpu", torch.float32
-    )
-    run = NBodyTrainer(config, trajectories)
-    run.run_epoch()
-    start = time.process_time()
-    run.run_epoch()
-    return max(int(60 * minutes / (time.process_time() - start)), 20)
+def planned(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Networks at the budget and their epochs; measured once."""
+    path = arguments.out / "plan.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    networks = {n: at_budget(o, arguments.parameters) for n, o in NETWORKS.items()}
+    runs = {}
+    for name, network in networks.items():
+        config = config_of(network, arguments.data, Path("unused"), 10, 0)
+        train = load_nbody(config.data, config.variant).train
+        runs[name] = NBodyTrainer(config, train.to("cpu", torch.float32))
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for repeat in range(4):
+        for name, run in runs.items():
+            start = time.process_time()
+            run.run_epoch()
+            if repeat:
+                times[name].append(time.process_time() - start)
+    plan = {
+        name: {
+            "network": networks[name],
+            "epochs": int(60 * arguments.minutes / min(times[name])),
+            "s_per_epoch": times[name],
+        }
+        for name in runs
+    }
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(plan, indent=1))
+    return plan
 
 
-def measured(label: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
+def measured(
+    label: str, seed: int, plan: dict[str, Any], arguments: argparse.Namespace
+) -> dict[str, Any]:
     """Train one network with one seed, or take what is there."""
     name = "".join(c if c.isalnum() else "_" for c in label)
     folder = arguments.out / f"{name}_{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
-    plan = arguments.out / f"{name}.json"
-    if not plan.exists():
-        network = at_budget(NETWORKS[label], arguments.parameters)
-        epochs = epochs_within(network, arguments.data, arguments.minutes)
-        plan.write_text(json.dumps({"network": network, "epochs": epochs}))
-    found = json.loads(plan.read_text())
     metrics_file = folder / "metrics.json"
     if metrics_file.exists():
         metrics = json.loads(metrics_file.read_text())
     else:
         config = config_of(
-            found["network"], arguments.data, folder, found["epochs"], seed
+            plan["network"], arguments.data, folder, plan["epochs"], seed
         )
         metrics = fit_nbody(config, progress=False).metrics
     return {
@@ -146,21 +161,26 @@ def main() -> None:
     parser.add_argument("--parameters", type=int, default=134_000)
     parser.add_argument("--seeds", type=int, default=3, help="of the two best")
     parser.add_argument("--out", type=Path, default=Path("runs/nbody"))
+    parser.add_argument("--plan", action="store_true", help="measure times, then stop")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    plan = planned(arguments)
+    if arguments.plan:
+        print(json.dumps(plan, indent=1))
+        return
     print(
         f"{'network':34s}{'seed':>5s}{'weights':>9s}{'epochs':>8s}{'CPU min':>9s}"
         f"{'MSE':>10s}{'published':>10s}"
     )
     rows = []
     for label in NETWORKS:
-        rows.append(measured(label, 0, arguments))
+        rows.append(measured(label, 0, plan[label], arguments))
         show(rows[-1])
     best = sorted(rows, key=lambda row: row["mse"])[:2]
     for row in best:
         scores = [row["mse"]]
         for seed in range(1, arguments.seeds):
-            other = measured(row["network"], seed, arguments)
+            other = measured(row["network"], seed, plan[row["network"]], arguments)
             show(other)
             scores.append(other["mse"])
         print(
