@@ -44,10 +44,16 @@ def error_table(metrics: Metrics, indent: str = "") -> list[str]:
     lines = [f"{indent}{'':{width}s}{'systems':>9s}{names}   ({told})"]
     for state, row in metrics.items():
         values = "".join(
-            f"{row[key]:{w}.4g}" for (_, key), w in zip(columns, widths, strict=True)
+            f"{_rounded(row[key]):>{w}s}"
+            for (_, key), w in zip(columns, widths, strict=True)
         )
         lines.append(f"{indent}{state:{width}s}{row['n_systems']:9.0f}{values}")
     return lines
+
+
+def _rounded(error: float) -> str:
+    """Three decimals, or two digits of what would vanish."""
+    return f"{error:.3f}" if error == 0 or error >= 0.01 else f"{error:.2g}"
 
 
 def _add_label(verbs: Any) -> None:

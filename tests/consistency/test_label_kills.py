@@ -175,12 +175,12 @@ def interrupt(folder: Path, out: Path, least: int, kind: signal.Signals) -> Run:
     # As a terminal does: Ctrl-C reaches every process of the session.
     to = os.killpg if kind == signal.SIGINT else os.kill
     to(run.process.pid, kind)
+    hold.unlink()  # after Ctrl-C jobs at work are awaited
     assert run.process.wait(timeout=60) != 0
     wait_until(lambda: not run.members())
     assert least <= records(journal) < 10
     assert not out.exists()
     assert not list(run.scratch.glob("tmp*"))
-    hold.unlink()
     return run
 
 

@@ -97,9 +97,17 @@ def assert_same(one, other):
 def test_a_short_run_beats_the_best_straight_line(data, tmp_path):
     config = toy(data, tmp_path / "run")
     config = dataclasses.replace(
-        config, network={**NETWORK, "n_features": 16, "n_layers": 2, "n_radial": 8}
+        config,
+        network={"name": "painn", "n_features": 16, "n_layers": 2, "n_radial": 8},
     )
-    config = changed(config, epochs=80, batch_size=25, rate=1e-2, clip_norm=1.0)
+    config = changed(
+        config,
+        epochs=80,
+        batch_size=25,
+        rate=1e-2,
+        schedule="cosine",
+        clip_norm=1.0,
+    )
     result = fit_nbody(config, progress=False)
     straight = result.metrics["trivial_mse"]["best x + a v"]
     assert result.metrics["test_mse"]["best"]["positions"] < straight
