@@ -132,6 +132,8 @@ class Run:
                 start_new_session=True,
                 env={**os.environ, "TMPDIR": str(self.scratch)},
                 stderr=errors,
+                # A suite that runs in the background ignores Ctrl-C, and so would this.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     def members(self) -> list[int]:
