@@ -242,10 +242,9 @@ class TrainConfig:
             content["data"][name] = [Path(p).name for p in content["data"][name]]
         del content["out"]
         # What a run of an older version does not mention.
-        for table, name in ((content["training"], "property_weights"),):
-            if not table[name]:
-                del table[name]
-        if content["data"]["keys"] and not content["data"]["keys"]["others"]:
+        if not self.training.property_weights:
+            del content["training"]["property_weights"]
+        if self.data.keys and not self.data.keys.others:
             del content["data"]["keys"]["others"]
         return content
 

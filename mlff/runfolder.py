@@ -5,12 +5,14 @@ import fcntl
 import io
 import json
 import os
+import platform
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mlff.errors import InputError
+from mlff.errors import InputError, MlffWarning
 from mlff.files import write_atomic
 
 #: File that says what a run is.
@@ -129,6 +131,30 @@ def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         inner = _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else None
         out.update({prefix + key: value} if inner is None else inner)
     return out
+
+
+def versions() -> dict[str, str]:
+    """Return what decides the last bits of a run."""
+    import torch
+
+    from mlff import __version__
+
+    return {
+        "mlff": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def warn_of_versions(out: Path, before: Any, now: dict[str, str]) -> None:
+    """Warn if a run was begun with other versions than it goes on with."""
+    if before != now:
+        warnings.warn(
+            f"{out} was begun with {before} and goes on with {now}: the last bits may "
+            "differ",
+            MlffWarning,
+            stacklevel=4,
+        )
 
 
 def write_json(path: Path, content: Any) -> None:

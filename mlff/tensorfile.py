@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.optim import Optimizer
 
 from mlff.errors import ModelFileError
 from mlff.files import write_atomic
@@ -162,3 +163,28 @@ def _strict_json(path: Path, text: bytes) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelFileError(f"{path}: the header is not a JSON object")
     return content
+
+
+def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+    """Return the state of an optimizer as tensors that a file holds."""
+    return {
+        f"optimizer/{index}/{name}": value
+        for index, state in optimizer.state_dict()["state"].items()
+        for name, value in state.items()
+    }
+
+
+def restore_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put back what :func:`optimizer_tensors` returned; other tensors are left."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in part(tensors, "optimizer").items():
+        index, _, key = name.partition("/")
+        state.setdefault(int(index), {})[key] = tensor
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with ``name/``, without that."""
+    start = name + "/"
+    return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}

@@ -13,14 +13,12 @@ the end ``metrics.json``, ``loss.png`` and ``parity.png``.
 import hashlib
 import json
 import math
-import platform
 import sys
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from ase.data import atomic_numbers
 from tqdm import tqdm
 
@@ -47,7 +45,16 @@ from mlff.inference import check_batch
 from mlff.info import MAX_FORMULAS
 from mlff.potential import Potential, TrainingInfo
 from mlff.recipe import DataConfig, TrainConfig, TrainingConfig, learning_rate
-from mlff.runfolder import RUN, check_same, claimed, read_run, write_json, write_log
+from mlff.runfolder import (
+    RUN,
+    check_same,
+    claimed,
+    read_run,
+    versions,
+    warn_of_versions,
+    write_json,
+    write_log,
+)
 from mlff.trainer import Trainer, TrainingDiverged
 from mlff.vetting import check_references
 
@@ -198,7 +205,7 @@ def _load_parts(config: TrainConfig) -> _Parts:
 def _describe(out: Path, config: TrainConfig, parts: _Parts) -> TrainingInfo:
     """Write ``run.json``, or compare with it, and return what the model file says."""
     path = out / RUN
-    provenance = {
+    provenance: dict[str, Any] = {
         "config": config.identity(),
         "split": {k: v for k, v in parts.split.items() if k != "indices"},
         "sizes": {
@@ -207,7 +214,7 @@ def _describe(out: Path, config: TrainConfig, parts: _Parts) -> TrainingInfo:
             "test": len(parts.test),
         },
         "overlap": parts.overlap,
-        "versions": _versions(),
+        "versions": versions(),
     }
     if path.exists():
         before = json.loads(path.read_text())
@@ -216,14 +223,8 @@ def _describe(out: Path, config: TrainConfig, parts: _Parts) -> TrainingInfo:
                 f"`out`={out} holds a run on other data: the content of the files has "
                 "changed; choose another folder or restore them"
             )
-        if before["versions"] != provenance["versions"]:
-            warnings.warn(
-                f"{out} was begun with {before['versions']} and goes on with "
-                f"{provenance['versions']}: the last bits may differ",
-                MlffWarning,
-                stacklevel=3,
-            )
-            provenance["versions"] = before["versions"]
+        warn_of_versions(out, before["versions"], provenance["versions"])
+        provenance["versions"] = before["versions"]
     else:
         content = {**provenance, "split": parts.split}
         write_json(path, content)
@@ -235,16 +236,6 @@ def _describe(out: Path, config: TrainConfig, parts: _Parts) -> TrainingInfo:
         level_of_theory=parts.train.level_of_theory,
         provenance=provenance,
     )
-
-
-def _versions() -> dict[str, str]:
-    from mlff import __version__
-
-    return {
-        "mlff": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def _references(config: TrainConfig, train: Dataset) -> dict[int, float]:

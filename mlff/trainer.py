@@ -23,7 +23,13 @@ from mlff.potential import Potential, TrainingInfo
 from mlff.properties import PROPERTIES
 from mlff.recipe import TrainConfig, ema_decay, learning_rate
 from mlff.region import Region
-from mlff.tensorfile import load_tensors, save_tensors
+from mlff.tensorfile import (
+    load_tensors,
+    optimizer_tensors,
+    part,
+    restore_optimizer,
+    save_tensors,
+)
 
 _FORMAT = "mlff-training"
 
@@ -159,9 +165,7 @@ class Trainer:
         tensors = {f"model/{k}": v for k, v in self.potential.state_dict().items()}
         for name, mean in self.average.named_parameters():
             tensors[f"average/{name}"] = mean
-        for index, state in self.optimizer.state_dict()["state"].items():
-            for name, value in state.items():
-                tensors[f"optimizer/{index}/{name}"] = value
+        tensors |= optimizer_tensors(self.optimizer)
         header = {
             "format": _FORMAT,
             "epoch": self.epoch,
@@ -177,19 +181,10 @@ class Trainer:
         tensors, header = load_tensors(path)
         if header.get("format") != _FORMAT:
             raise InputError(f"{path} is not the checkpoint of a training run")
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}}
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            kind, _, rest = name.partition("/")
-            if kind == "optimizer":
-                index, _, key = rest.partition("/")
-                state.setdefault(int(index), {})[key] = tensor
-            else:
-                parts[kind][rest] = tensor
-        self.potential.load_state_dict(parts["model"])
-        self.average.load_state_dict({**parts["model"], **parts["average"]})
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.potential.load_state_dict(part(tensors, "model"))
+        average = {**part(tensors, "model"), **part(tensors, "average")}
+        self.average.load_state_dict(average)
+        restore_optimizer(self.optimizer, tensors)
         self.epoch = self.saved_epoch = header["epoch"]
         self.best_epoch = header["best_epoch"]
         self.best_loss = header["best_loss"]

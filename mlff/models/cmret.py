@@ -36,6 +36,7 @@ from mlff.models.edgewise import (
 from mlff.nn.attention import Attention, check_attention
 from mlff.nn.linear import Linear, linear
 from mlff.nn.segments import edge_moments, edge_sum, gather
+from mlff.nn.vectors import add_in_space
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +161,7 @@ class Interaction(nn.Module):
         u1, u2, u3 = self.vector_update.parts(vectors, 3)
         new_scalars = o1 + o2 * (u1 * u2).sum(1)
         carried = s2[:, None] * vectors + o3[:, None] * u3
-        new_vectors = _add_in_space(carried, directed)
+        new_vectors = add_in_space(carried, directed)
         return new_scalars, new_vectors, self.residual(new_scalars)
 
     def _convolve(
@@ -232,14 +233,6 @@ class CMRET(Edgewise):
         vectors = super().initial_vectors(graph, dtype)
         broken = self.symmetry == "broken"
         return vectors if broken or self.skip else vectors[:, 3:]
-
-
-def _add_in_space(vectors: Tensor, spatial: Tensor) -> Tensor:
-    """Add to the first three components, or prepend them if there are none yet."""
-    internal = vectors.shape[1] - 3
-    if internal < 0:
-        return torch.cat((spatial, vectors), dim=1)
-    return vectors + F.pad(spatial, (0, 0, 0, internal))
 
 
 def _normal_before_silu(layer: nn.Linear) -> None:

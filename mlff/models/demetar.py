@@ -48,6 +48,7 @@ from mlff.nn.edge_attention import (
 from mlff.nn.encoder import CrossAttention, EncoderBlock, among_all
 from mlff.nn.linear import Linear
 from mlff.nn.segments import edge_moments, edge_sum, gather
+from mlff.nn.vectors import add_in_space
 
 # Powers of the cosine between two edges, from the zeroth.
 _N_POWERS = 6
@@ -123,8 +124,7 @@ class DEMETAr(Edgewise):
         received = self.cross(scalars, tokens, incident)
         weights = edge.envelope[:, None] * edge.directions
         moments = edge_moments(weights, tokens, edges, n_atoms)
-        rows = vectors.shape[1] - 3
-        vectors = vectors + F.pad(self.arrows(moments), (0, 0, 0, rows))
+        vectors = add_in_space(vectors, self.arrows(moments))
         first, second = self.mix.parts(vectors, 2)
         scalars = scalars + received + self.products((first * second).sum(1))
         for block in self.joint_encoder:

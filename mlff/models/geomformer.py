@@ -37,7 +37,7 @@ from mlff.models.edgewise import (
 from mlff.nn.edge_attention import Neighborhood, check_heads, neighborhood
 from mlff.nn.linear import Linear
 from mlff.nn.segments import edge_moments, gather
-from mlff.nn.vectors import VectorNorm
+from mlff.nn.vectors import VectorNorm, add_in_space
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +218,7 @@ class GeoMFormer(Edgewise):
         weights = F.pad(edge.directions, (1, 0), value=1.0)
         start = edge_moments(weights, sent, graph.edges, len(scalars))
         scalars = scalars + start[:, 0]
-        vectors = vectors + F.pad(start[:, 1:], (0, 0, 0, vectors.shape[1] - 3))
+        vectors = add_in_space(vectors, start[:, 1:])
         around = neighborhood(graph, edge.envelope)
         for block in self.blocks:
             scalars, vectors = block(scalars, vectors, graph, edge, around)

@@ -44,6 +44,7 @@ from mlff.nn.invariant_attention import AttentionForm, SelfAttention
 from mlff.nn.invariants import Width
 from mlff.nn.linear import Linear
 from mlff.nn.segments import edge_moments
+from mlff.nn.vectors import add_in_space
 
 #: What the model is equivariant to, besides translations and permutations.
 SYMMETRIES = ("E3", "SE3")
@@ -155,11 +156,10 @@ class InvariantAttention(Edgewise):
         self, scalars: Tensor, vectors: Tensor, graph: Graph, edge: EdgeFeatures
     ) -> Features:
         """See :class:`mlff.models.edgewise.Edgewise`."""
-        internal = vectors.shape[1] - 3
         arrows = edge_moments(
             edge.directions, self.start(edge.radial), graph.edges, len(scalars)
         )
-        vectors = self.mix(vectors) + F.pad(arrows, (0, 0, 0, internal))
+        vectors = add_in_space(self.mix(vectors), arrows)
         for layer in self.layers:
             vectors, scalars = layer(vectors, scalars, graph, edge)
         return Features(scalars=scalars, vectors=self.spread(vectors))

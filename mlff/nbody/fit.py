@@ -8,24 +8,29 @@ the times differ.
 """
 
 import math
-import platform
 import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from tqdm import tqdm
 
 from mlff.device import DTYPES, check_device
-from mlff.errors import MlffWarning
 from mlff.nbody.data import STRAIGHT, NBodyData, Trajectories, load_nbody
 from mlff.nbody.recipe import NBodyConfig
 from mlff.nbody.trainer import NBodyTrainer
-from mlff.runfolder import RUN, check_same, claimed, read_run, write_json, write_log
+from mlff.runfolder import (
+    RUN,
+    check_same,
+    claimed,
+    read_run,
+    versions,
+    warn_of_versions,
+    write_json,
+    write_log,
+)
 from mlff.trainer import TrainingDiverged
 
 _COLUMNS = (
@@ -103,28 +108,15 @@ def _enter(out: Path, identity: dict[str, Any], resume: bool) -> None:
     if before is None:
         write_json(out / RUN, identity)
         return
-    versions, present = before.pop("versions"), identity.pop("versions")
-    if versions != present:
-        warnings.warn(
-            f"{out} was begun with {versions} and goes on with {present}: the last "
-            "bits may differ",
-            MlffWarning,
-            stacklevel=3,
-        )
+    warn_of_versions(out, before.pop("versions"), identity.pop("versions"))
     check_same(out, before, identity)
 
 
 def _identity(config: NBodyConfig, data: NBodyData) -> dict[str, Any]:
-    from mlff import __version__
-
     return {
         "config": config.identity(),
         "data": {"sha256": data.sha256, **data.meta},
-        "versions": {
-            "mlff": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
     }
 
 

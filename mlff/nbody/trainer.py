@@ -20,7 +20,13 @@ from mlff.errors import InputError
 from mlff.nbody.data import Trajectories, Windows
 from mlff.nbody.networks import all_edges, build_network
 from mlff.nbody.recipe import NBodyConfig
-from mlff.tensorfile import load_tensors, save_tensors
+from mlff.tensorfile import (
+    load_tensors,
+    optimizer_tensors,
+    part,
+    restore_optimizer,
+    save_tensors,
+)
 from mlff.trainer import TrainingDiverged
 
 _FORMAT = "mlff-nbody-training"
@@ -200,9 +206,7 @@ class NBodyTrainer:
         """Write everything that the next epoch depends on."""
         tensors = {f"model/{k}": v for k, v in self.network.state_dict().items()}
         tensors |= {f"best/{k}": v for k, v in self.best.items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            for name, value in state.items():
-                tensors[f"optimizer/{index}/{name}"] = value
+        tensors |= optimizer_tensors(self.optimizer)
         clocks = time.perf_counter(), time.process_time()
         self.wall_s += clocks[0] - self._clocks[0]
         self.cpu_s += clocks[1] - self._clocks[1]
@@ -228,19 +232,9 @@ class NBodyTrainer:
         tensors, header = load_tensors(path)
         if header.get("format") != _FORMAT:
             raise InputError(f"{path} is not the checkpoint of an N-body run")
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}}
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            kind, _, rest = name.partition("/")
-            if kind == "optimizer":
-                index, _, key = rest.partition("/")
-                state.setdefault(int(index), {})[key] = tensor
-            else:
-                parts[kind][rest] = tensor
-        self.network.load_state_dict(parts["model"])
-        self.best = parts["best"]
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.network.load_state_dict(part(tensors, "model"))
+        self.best = part(tensors, "best")
+        restore_optimizer(self.optimizer, tensors)
         self.epoch = self.saved_epoch = header["epoch"]
         self.best_epoch, self.best_loss = header["best_epoch"], header["best_loss"]
         self.history = header["history"]

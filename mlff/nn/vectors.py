@@ -20,6 +20,22 @@ def smooth_norm(vectors: Tensor) -> Tensor:
     return torch.sqrt(square + _EPSILON**2) - _EPSILON
 
 
+def add_in_space(vectors: Tensor, spatial: Tensor) -> Tensor:
+    """Add to the first three components, or prepend them if there are none yet.
+
+    Args:
+        vectors: (n_atoms, 3 + internal or internal, F).
+        spatial: (n_atoms, 3, F).
+
+    Returns:
+        (n_atoms, 3 + internal, F).
+    """
+    internal = vectors.shape[1] - 3
+    if internal < 0:
+        return torch.cat((spatial, vectors), dim=1)
+    return vectors + nn.functional.pad(spatial, (0, 0, 0, internal))
+
+
 class VectorNorm(nn.Module):
     """Divide the vectors of an atom by their root mean square; scale the channels.
 
