@@ -145,12 +145,7 @@ def load_dataset(
     Warns:
         MlffWarning: repeated frames, net forces, isolated atoms with several energies.
     """
-    files = [Path(p) for p in ([paths] if isinstance(paths, (str, Path)) else paths)]
-    frames, names = [], []
-    for file in files:
-        found = read_frames(file)
-        frames += found
-        names += [f"{file.name}, frame {k}" for k in range(len(found))]
+    frames, names = read_named(paths)
     return label_dataset(
         frames,
         names,
@@ -159,6 +154,19 @@ def load_dataset(
         level_of_theory=level_of_theory,
         trust_labels=trust_labels,
     )
+
+
+def read_named(
+    paths: str | Path | Sequence[str | Path],
+) -> tuple[list[Atoms], list[str]]:
+    """Read the frames of one file or several, and where each comes from."""
+    frames: list[Atoms] = []
+    names: list[str] = []
+    for file in [paths] if isinstance(paths, (str, Path)) else paths:
+        found = read_frames(file)
+        frames += found
+        names += [f"{Path(file).name}, frame {k}" for k in range(len(found))]
+    return frames, names
 
 
 def label_dataset(

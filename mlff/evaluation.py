@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mlff.data import Dataset, LabelKeys, labelled, load_dataset, read_frames
+from mlff.data import Dataset, LabelKeys, label_dataset, labelled, read_named
 from mlff.errors import DataError, InputError
 from mlff.inference import check_batch
 from mlff.neighbors import neighbor_list
@@ -155,8 +155,8 @@ def _load(
     trust_labels: bool,
 ) -> Dataset:
     """Read all labels that a potential can be compared with."""
-    files = [paths] if isinstance(paths, (str, Path)) else paths
-    present = labelled([frame for file in files for frame in read_frames(file)], keys)
+    frames, names = read_named(paths)
+    present = labelled(frames, keys)
     known = [name for name in present if name in potential.properties]
     if "energy" in potential.heads and "energy" not in known:
         known.insert(0, "energy")  # missing, it is an error that says so
@@ -167,7 +167,9 @@ def _load(
             "the potential gives; the keys are "
             f"{', '.join(str(PROPERTIES[name].label) for name in targets)}"
         )
-    return load_dataset(files, keys, properties=known, trust_labels=trust_labels)
+    return label_dataset(
+        frames, names, keys, properties=known, trust_labels=trust_labels
+    )
 
 
 def _check_format(path: Path) -> None:

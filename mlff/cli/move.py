@@ -5,7 +5,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlff.cli.parsing import add_state_options, add_verb, read_structures
+from mlff.cli.parsing import (
+    add_state_options,
+    add_verb,
+    output_folder,
+    read_structures,
+)
 from mlff.errors import InputError
 
 if TYPE_CHECKING:
@@ -225,11 +230,7 @@ def _md(arguments: argparse.Namespace) -> int:
 
 def _check_folder(out: str, product: str, arguments: argparse.Namespace) -> Path:
     """The folder to write into, if that may be done."""
-    folder = Path(out)
-    if not folder.parent.is_dir():
-        raise InputError(f"{folder}: there is no folder {folder.parent}; create it")
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; choose another name for --out")
+    folder = output_folder(out)
     there = (folder / product).exists()
     if there and not (arguments.force or arguments.resume):
         raise InputError(

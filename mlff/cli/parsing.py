@@ -37,6 +37,25 @@ def add_state_options(parser: Any) -> None:
     )
 
 
+def output_folder(out: str) -> Path:
+    """Return the folder to write into, if it may be made; it need not exist.
+
+    Raises:
+        InputError: no folder above it, or something else of that name.
+    """
+    folder = Path(out)
+    if not folder.parent.is_dir():
+        raise InputError(f"{folder}: there is no folder {folder.parent}; create it")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; choose another name for --out")
+    return folder
+
+
+def trajectory_file(path: str | Path) -> Path:
+    """Return a trajectory, or the one in the folder of a run."""
+    return Path(path) / "trajectory.h5" if Path(path).is_dir() else Path(path)
+
+
 def given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
     """Options that were given; the others keep the defaults of the function."""
     found = {name: getattr(arguments, name) for name in names}

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mlff.cli.parsing import add_verb
+from mlff.cli.parsing import add_verb, trajectory_file
 from mlff.errors import InputError
 
 
@@ -37,7 +37,7 @@ def _add_export(verbs: Any) -> None:
 def _export(arguments: argparse.Namespace) -> int:
     from mlff.trajectory import Trajectory
 
-    trajectory = Trajectory(_file(arguments.trajectory))
+    trajectory = Trajectory(trajectory_file(arguments.trajectory))
     files = trajectory.export(
         arguments.out,
         arguments.format,
@@ -50,11 +50,6 @@ def _export(arguments: argparse.Namespace) -> int:
         return 1
     print(f"{trajectory.n_frames} frames of {len(files)} systems: {arguments.out}")
     return 0
-
-
-def _file(path: str) -> Path:
-    """The trajectory, or the one in the folder of a run."""
-    return Path(path) / "trajectory.h5" if Path(path).is_dir() else Path(path)
 
 
 def _add_report(verbs: Any) -> None:
@@ -72,7 +67,7 @@ def _add_report(verbs: Any) -> None:
 def _report(arguments: argparse.Namespace) -> int:
     from mlff.report import Run, report_md
 
-    path = _file(arguments.trajectory)
+    path = trajectory_file(arguments.trajectory)
     folder = path.parent if arguments.out is None else Path(arguments.out)
     run = Run.read(path)
     try:

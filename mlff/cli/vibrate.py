@@ -6,7 +6,14 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from mlff.cli.parsing import add_state_options, add_verb, given, read_structures
+from mlff.cli.parsing import (
+    add_state_options,
+    add_verb,
+    given,
+    output_folder,
+    read_structures,
+    trajectory_file,
+)
 from mlff.errors import InputError
 
 if TYPE_CHECKING:
@@ -103,7 +110,7 @@ def _vibrations(arguments: argparse.Namespace) -> int:
     from mlff.potential import load
 
     _check_options(arguments)
-    folder = _check_folder(Path(arguments.out), arguments.force)
+    folder = _check_folder(arguments.out, arguments.force)
     systems = read_structures(arguments.structures, arguments.charge, arguments.spin)
     potential = load(
         arguments.model, check_device(arguments.device), check_dtype(arguments.dtype)
@@ -151,11 +158,8 @@ def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _check_folder(folder: Path, force: bool) -> Path:
-    if not folder.parent.is_dir():
-        raise InputError(f"{folder}: there is no folder {folder.parent}; create it")
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; choose another name for --out")
+def _check_folder(out: str, force: bool) -> Path:
+    folder = output_folder(out)
     if (folder / CSV).exists() and not force:
         raise InputError(
             f"{folder / CSV} exists: replace it with --force, or choose another --out"
@@ -176,7 +180,7 @@ def _replicas(
     """A run, and which of its systems are of each species of the structures."""
     from mlff.trajectory import Trajectory
 
-    trajectory = Trajectory(path / "trajectory.h5" if path.is_dir() else path)
+    trajectory = Trajectory(trajectory_file(path))
     there: dict[_Species, list[int]] = {}
     for index in range(trajectory.n_systems):
         there.setdefault(_Species.of(trajectory.atoms(index, 0)), []).append(index)
