@@ -167,7 +167,7 @@ class Potential(nn.Module):
             graph = build_graph(batch, edges, self.dtype)
             features = self.model(graph)
             out = self._read_out(features, batch, properties)
-            if "energy" in self.heads and _of_energy(properties):
+            if any(PROPERTIES[name].head == "energy" for name in properties):
                 sites = self.heads["energy"](features).double()
                 out["energies"] = sites + self.references[batch.numbers]
                 out["energy"] = batch.total(out["energies"])
@@ -196,11 +196,12 @@ class Potential(nn.Module):
         Raises:
             InputError: naming the property.
         """
+        known = self.properties
         for name in properties:
-            if name not in self.properties:
+            if name not in known:
                 raise InputError(
                     f"this model gives no {name}: `properties` must be among "
-                    f"{self.properties}, got {name!r}"
+                    f"{known}, got {name!r}"
                 )
             if periodic and PROPERTIES[name].head != "energy":
                 raise InputError(
@@ -337,11 +338,6 @@ def _differentiable(
 
 def _as_it_is(values: Tensor) -> Tensor:
     return values
-
-
-def _of_energy(properties: Sequence[str]) -> bool:
-    """Whether any of these follows from the energy."""
-    return any(PROPERTIES[name].head == "energy" for name in properties)
 
 
 def _check_tensors(
