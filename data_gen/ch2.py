@@ -20,19 +20,18 @@ B3LYP with VWN5 (PySCF's ``b3lyp5``) in cc-pVDZ. A killed run continues where it
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import Calculator, all_changes
 from ase.io import read, write
 from ase.optimize import BFGS
 from scipy.stats import qmc
 
-from mlff.dft import DFTSettings, label
+from mlff.dft import DFTCalculator, DFTSettings, label
 from mlff.labels import label_frames
 from mlff.state import set_state
 
@@ -94,32 +93,12 @@ def check_level() -> None:
         )
 
 
-class Labeller(Calculator):
-    """DFT labels as an ASE calculator, for relaxing a structure."""
-
-    implemented_properties = ["energy", "forces"]  # noqa: RUF012
-
-    def calculate(
-        self,
-        atoms: Atoms | None = None,
-        properties: Sequence[str] = ("energy",),
-        system_changes: Sequence[str] = all_changes,
-    ) -> None:
-        """Label ``atoms``; see :class:`ase.calculators.calculator.Calculator`."""
-        super().calculate(atoms, properties, system_changes)
-        self.labelled = label(self.atoms, SETTINGS)
-        self.results = {
-            "energy": self.labelled.info["REF_energy"],
-            "forces": self.labelled.arrays["REF_forces"],
-        }
-
-
 def reference(out: Path) -> None:
     """Write the DFT minima of both states and the angle scan at 1.10 Å."""
     frames = []
     for spin, angle in ((1, 100.0), (3, 133.0)):
         atoms = methylene(1.1, 1.1, angle, spin, "ch2_minimum")
-        atoms.calc = Labeller()
+        atoms.calc = DFTCalculator(SETTINGS)
         BFGS(atoms).run(fmax=1e-3)
         frames.append(label(atoms, SETTINGS))
     scanned = read(HERE / "ch2_surface.xyz", ":", format="extxyz")

@@ -1,8 +1,8 @@
 """DFT labels with PySCF: one geometry and one state in, energy, forces and proof out.
 
 Knows the input, the record and the units of a label; :mod:`mlff.scf` knows how to get
-one. What does not converge is an error, never a number. PySCF is imported only when a
-label is computed.
+one. :class:`DFTCalculator` is the same for ASE. What does not converge is an error,
+never a number. PySCF is imported only when a label is computed.
 
 Restricted or unrestricted Kohn-Sham follows the multiplicity (``reference="auto"``)
 and is stated in every label; restricted open-shell is never used. Forces contain the
@@ -16,19 +16,22 @@ import hashlib
 import json
 import math
 import warnings
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from ase import Atoms
+from ase.calculators.calculator import Calculator, all_changes
 
 from mlff import units
-from mlff.errors import InputError
+from mlff.errors import InputError, InputTypeError, MlffError
 from mlff.response import NotConvergedInField, polarizability, spatial_extent
 from mlff.scf import DFTSettings, NotConverged, Solution, functional, solve
 from mlff.state import State, read_state
 
 __all__ = [
+    "DFTCalculator",
     "DFTSettings",
     "NotConverged",
     "canonical",
@@ -242,3 +245,103 @@ def _code() -> str:
     import pyscf
 
     return f"pyscf-{pyscf.__version__}"
+
+
+class DFTCalculator(Calculator):
+    """Labels as a calculator of ASE: for relaxations, crossings and scans by DFT.
+
+    Charge and spin are read from ``atoms.info`` at each call, as the calculator of a
+    model does, so that one serves all states of a molecule. Results are compared by
+    value with what they were computed from: positions, numbers, and the charge and
+    multiplicity. What does not converge is an error (:class:`NotConverged`), and leaves
+    no results. Dipoles are about the center of nuclear charge.
+
+    Attributes:
+        settings: level of theory.
+        labelled: the last frame as :func:`label` returned it, with what shows whether
+            the state is the one asked for; ``None`` if there are no results.
+
+    Args:
+        settings: level of theory; B3LYP (VWN5) / cc-pVDZ if not given.
+
+    Raises:
+        InputTypeError: ``settings`` are something else.
+    """
+
+    implemented_properties = ["energy", "free_energy", "forces", "dipole"]  # noqa: RUF012
+    discard_results_on_any_change = True
+
+    def __init__(self, settings: DFTSettings | None = None) -> None:
+        if settings is not None and not isinstance(settings, DFTSettings):
+            raise InputTypeError(
+                "`settings` must be mlff.dft.DFTSettings, for example "
+                f"DFTSettings(xc='b3lyp5', basis='cc-pvdz'), got {settings!r}"
+            )
+        self.settings = DFTSettings() if settings is None else settings
+        self.labelled: Atoms | None = None
+        self._input: dict[str, bytes | State] = {}
+        super().__init__()
+
+    def _get_name(self) -> str:
+        return "mlff-dft"
+
+    def reset(self) -> None:
+        """Forget all results."""
+        super().reset()
+        self._input, self.labelled = {}, None
+
+    def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
+        """Return the names of what changed since the results were computed.
+
+        Args:
+            atoms: the system.
+            tol: not used: the comparison is exact.
+        """
+        try:
+            now = _decisive(atoms)
+        except MlffError:  # which calculate() raises, after ASE has cleared the results
+            return list(all_changes)
+        return [name for name, value in now.items() if self._input.get(name) != value]
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = all_changes,
+    ) -> None:
+        """Label a system; called by ASE.
+
+        Args:
+            atoms: the system, not modified; that of the last results if not given.
+            properties: what has to be among the results.
+            system_changes: not used: what changed is found by value.
+
+        Raises:
+            InputError: whatever is wrong with the system.
+            NotConverged: the SCF did not converge.
+        """
+        atoms = self.atoms if atoms is None else atoms
+        if atoms is None:
+            raise InputError("`atoms` is needed: there are no results to refer to")
+        self.reset()
+        found = _decisive(atoms)
+        labelled = label(atoms, self.settings)
+        super().calculate(atoms, properties, system_changes)
+        energy = labelled.info["REF_energy"]
+        self.results: dict[str, Any] = {
+            "energy": energy,
+            "free_energy": energy,
+            "forces": labelled.arrays["REF_forces"].copy(),
+            "dipole": labelled.info["REF_dipole"].copy(),
+        }
+        self._input, self.labelled = found, labelled
+
+
+def _decisive(atoms: Atoms) -> dict[str, bytes | State]:
+    """What decides the results, by the names that ``check_state`` reports."""
+    return {
+        "numbers": atoms.numbers.tobytes(),
+        "pbc": atoms.pbc.tobytes(),
+        "info": read_state(atoms, strict=True),
+        "positions": atoms.positions.tobytes(),
+    }

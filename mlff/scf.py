@@ -20,6 +20,14 @@ from mlff.state import State
 # An unstable solution is followed down this many times.
 _DESCENTS = 3
 
+# A descent that gains less (Hartree) went along a flat direction: a density that breaks
+# the symmetry of a linear molecule turns about the axis, and only the grid resists.
+_FLAT = 1e-6
+
+# Level of the grid for the stability analysis: a third of the time of level 3, with
+# eigenvalues of small molecules within 1e-4 Hartree.
+_STABILITY_GRID = 1
+
 
 class NotConverged(MlffError, RuntimeError):
     """The SCF did not converge by any rung of the ladder; there is no label."""
@@ -256,15 +264,26 @@ def _follow_down(field: Any, restricted: bool) -> tuple[Any, int, bool]:
         # with_symmetry=False starts the search from an asymmetric vector. The default
         # keeps the symmetry of the orbitals, and so calls a restricted solution of
         # stretched H2 stable in the unrestricted space.
-        orbitals, stable = analyse(field, with_symmetry=False, return_status=True)
+        orbitals, stable = analyse(
+            _on_coarse_grid(field), with_symmetry=False, return_status=True
+        )
         if stable or descents == _DESCENTS:
             break
+        before = field.e_tot
         second = field.newton()  # goes down only, unlike DIIS
         second.kernel(orbitals, field.mo_occ)
         if not second.converged:
             raise NotConverged("SCF did not converge after an instability was followed")
         field, descents = second.undo_soscf(), descents + 1
+        stable = before - field.e_tot < _FLAT
     return field, descents, bool(stable)
+
+
+def _on_coarse_grid(field: Any) -> Any:
+    coarse = field.copy()
+    coarse.grids = type(field.grids)(field.mol)
+    coarse.grids.level = min(field.grids.level, _STABILITY_GRID)
+    return coarse
 
 
 def _stable_towards_unrestricted(field: Any) -> bool:
