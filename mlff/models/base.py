@@ -35,6 +35,7 @@ class Representation(nn.Module, ABC):
         Config: that dataclass; it checks its values.
         cutoff: edges longer than this contribute exactly nothing, Å.
         n_features: width F of its features.
+        n_output_blocks: gated equivariant blocks that heads on it have.
         symmetry: ``"O3"``, ``"SO3"`` (mirror images may differ), or ``"broken"`` (a
             published form that is not rotation invariant; kept for comparison).
         additive: whether separated neutral closed-shell parts add up.
@@ -46,6 +47,7 @@ class Representation(nn.Module, ABC):
     Config: ClassVar[type[Any]]
     cutoff: float
     n_features: int
+    n_output_blocks: int = 2
     symmetry: str
     additive: bool
     supports_periodic: bool

@@ -39,6 +39,10 @@ from mlff.nn.segments import edge_moments, edge_sum, gather
 from mlff.nn.vectors import add_in_space
 
 
+#: ``attention`` of a network without.
+NO_ATTENTION = "none"
+
+
 @dataclass(frozen=True, kw_only=True)
 class CMRETConfig(EdgewiseConfig):
     """Options of CMRET; the defaults are the paper's sizes and our corrections.
@@ -50,10 +54,14 @@ class CMRETConfig(EdgewiseConfig):
         basis: ``"gaussian"`` (eq. 3) or ``"bessel"`` (eq. 2).
         envelope: ``"polynomial"`` (C²) or ``"cosine"`` (eq. 4, C¹).
         attention: ``softmax``, ``softmax2d``, ``silu``, ``softplus``, ``gelu``,
-            ``mish``.
+            ``mish``, or ``none`` for a network without attention (section 3.1).
         temperature: c in τ = sqrt(c·d); the paper compares 1, 1.5 and 2.
         scope: ``"global"`` or ``"local"``.
         skip: add each layer's input to its output.
+        residual: pass each layer's read-out through ResML; ``False`` adds it up as it
+            is (section 3.1).
+        n_output_blocks: gated equivariant blocks of the heads; section 3.1 compares one
+            and two.
     """
 
     n_layers: int = 6
@@ -64,13 +72,16 @@ class CMRETConfig(EdgewiseConfig):
     temperature: float = 2.0
     scope: str = "global"
     skip: bool = False
+    residual: bool = True
+    n_output_blocks: int = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_integers(self, {"n_heads": 64})
-        check_flags(self, "skip")
+        check_integers(self, {"n_heads": 64, "n_output_blocks": 8})
+        check_flags(self, "skip", "residual")
+        attention = "softmax" if self.attention == NO_ATTENTION else self.attention
         check_attention(
-            self.scope, self.attention, self.n_features, self.n_heads, self.temperature
+            self.scope, attention, self.n_features, self.n_heads, self.temperature
         )
 
 
@@ -133,12 +144,18 @@ class Interaction(nn.Module):
         self.node = Linear(width, width)
         self.filter = Linear(config.n_radial, 2 * width)
         self.project = Linear(2 * width, 3 * width)
-        self.attention = Attention(
-            width, config.n_heads, config.attention, config.temperature, config.scope
-        )
+        self.attention = None
+        if config.attention != NO_ATTENTION:
+            self.attention = Attention(
+                width,
+                config.n_heads,
+                config.attention,
+                config.temperature,
+                config.scope,
+            )
         self.scalar_update = Linear(width, 3 * width)
         self.vector_update = Linear(width, 3 * width, bias=False)
-        self.residual = ResML(width)
+        self.residual = ResML(width) if config.residual else nn.Identity()
         self._initialise(config.n_radial)
 
     def _initialise(self, n_radial: int) -> None:
@@ -151,12 +168,14 @@ class Interaction(nn.Module):
     def forward(
         self, scalars: Tensor, vectors: Tensor, graph: Graph, edge: _EdgeData
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return Δs (n_atoms, F), Δv (n_atoms, 3 + internal, F) and ResML(Δs).
+        """Return Δs (n_atoms, F), Δv (n_atoms, 3 + internal, F) and the read-out.
 
         ``vectors`` may leave out the first three components where they are zero.
         """
         s1, s2, directed = self._convolve(scalars, graph, edge)
-        message = s1 + scalars + self.attention(scalars, graph, edge.envelope)
+        message = s1 + scalars
+        if self.attention is not None:
+            message = message + self.attention(scalars, graph, edge.envelope)
         o1, o2, o3 = self.scalar_update(message).chunk(3, dim=-1)
         u1, u2, u3 = self.vector_update.parts(vectors, 3)
         new_scalars = o1 + o2 * (u1 * u2).sum(1)
@@ -207,10 +226,9 @@ class CMRET(Edgewise):
     def __init__(self, config: CMRETConfig) -> None:
         super().__init__(config)
         self.skip = config.skip
-        self.additive = config.scope == "local"
-        self.supports_periodic = (
-            config.scope == "local" or config.attention == "softmax"
-        )
+        self.n_output_blocks = config.n_output_blocks
+        self.additive = config.scope == "local" or config.attention == NO_ATTENTION
+        self.supports_periodic = self.additive or config.attention == "softmax"
         self.layers = nn.ModuleList(Interaction(config) for _ in range(config.n_layers))
 
     def interact(

@@ -36,6 +36,8 @@ VARIANTS = [
     {"skip": True},
     {"scope": "local", "skip": True},
     {"scope": "local", "basis": "bessel", "n_heads": 1},
+    {"attention": "none"},
+    {"residual": False, "n_output_blocks": 1},
     *({"attention": name} for name in ACTIVATIONS if name != "softmax"),
     *(
         {"attention": name, "scope": "local"}
