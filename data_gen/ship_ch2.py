@@ -75,6 +75,7 @@ def main() -> None:
         potential.info,
         metrics=metrics,
         formulas=labels.formulas(),
+        formula_states=labels.formula_states(),
         region=region.to_json(),
     )
     digest = potential.save(SHIPPED / "ch2.safetensors")

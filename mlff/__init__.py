@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from mlff import dft, testing
     from mlff.batch import AtomsBatch
     from mlff.calculator import MLFFCalculator, SumCalculator
+    from mlff.committee import Committee
+    from mlff.crossing import Crossing, CrossingOptions, find_crossing
+    from mlff.dft import DFTCalculator
     from mlff.dynamics.barostats import FlexibleCellRescaling, IsotropicCellRescaling
     from mlff.dynamics.integrators import Langevin, VelocityRescaling, VelocityVerlet
     from mlff.dynamics.limits import Limits
@@ -18,15 +21,16 @@ if TYPE_CHECKING:
     from mlff.errors import MlffError, MlffWarning
     from mlff.harmonic import Vibrations, vibrations
     from mlff.hessian import hessians
-    from mlff.inference import predict
+    from mlff.inference import deviations, predict
     from mlff.md import MDOptions, run_md
     from mlff.models import MODELS, build_model
     from mlff.potential import Potential, TrainingInfo, load
     from mlff.relaxation import RelaxOptions, relax
     from mlff.relaxation.optimizers import FIRE, LBFGS
+    from mlff.scanning import Axis, ScanOptions, Surface, scan
     from mlff.spectra import Spectrum, broadened, infrared, plot_infrared
     from mlff.state import read_state, set_state
-    from mlff.train import TrainConfig, evaluate, fit
+    from mlff.train import TrainConfig, evaluate, fit, fit_committee
     from mlff.trajectory import Trajectory
 
 __version__ = "0.1.0"
@@ -34,6 +38,11 @@ __version__ = "0.1.0"
 # Name → module that defines it.
 _PUBLIC = {
     "AtomsBatch": "batch",
+    "Axis": "scanning",
+    "Committee": "committee",
+    "Crossing": "crossing",
+    "CrossingOptions": "crossing",
+    "DFTCalculator": "dft",
     "FIRE": "relaxation.optimizers",
     "FlexibleCellRescaling": "dynamics.barostats",
     "IsotropicCellRescaling": "dynamics.barostats",
@@ -48,8 +57,10 @@ _PUBLIC = {
     "Potential": "potential",
     "Ramp": "dynamics.schedules",
     "RelaxOptions": "relaxation",
+    "ScanOptions": "scanning",
     "Spectrum": "spectra",
     "SumCalculator": "calculator",
+    "Surface": "scanning",
     "TrainConfig": "train",
     "TrainingInfo": "potential",
     "Trajectory": "trajectory",
@@ -58,8 +69,11 @@ _PUBLIC = {
     "Vibrations": "harmonic",
     "broadened": "spectra",
     "build_model": "models",
+    "deviations": "inference",
     "evaluate": "train",
+    "find_crossing": "crossing",
     "fit": "train",
+    "fit_committee": "train",
     "hessians": "hessian",
     "infrared": "spectra",
     "load": "potential",
@@ -68,6 +82,7 @@ _PUBLIC = {
     "read_state": "state",
     "relax": "relaxation",
     "run_md": "md",
+    "scan": "scanning",
     "set_state": "state",
     "vibrations": "harmonic",
 }
@@ -78,6 +93,11 @@ __all__ = [
     "LBFGS",
     "MODELS",
     "AtomsBatch",
+    "Axis",
+    "Committee",
+    "Crossing",
+    "CrossingOptions",
+    "DFTCalculator",
     "FlexibleCellRescaling",
     "IsotropicCellRescaling",
     "Langevin",
@@ -89,8 +109,10 @@ __all__ = [
     "Potential",
     "Ramp",
     "RelaxOptions",
+    "ScanOptions",
     "Spectrum",
     "SumCalculator",
+    "Surface",
     "TrainConfig",
     "TrainingInfo",
     "Trajectory",
@@ -99,9 +121,12 @@ __all__ = [
     "Vibrations",
     "broadened",
     "build_model",
+    "deviations",
     "dft",
     "evaluate",
+    "find_crossing",
     "fit",
+    "fit_committee",
     "hessians",
     "infrared",
     "load",
@@ -110,6 +135,7 @@ __all__ = [
     "read_state",
     "relax",
     "run_md",
+    "scan",
     "set_state",
     "testing",
     "vibrations",

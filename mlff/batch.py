@@ -169,15 +169,22 @@ class AtomsBatch:
 
     def formulas(self) -> tuple[str, ...]:
         """Distinct compositions, Hill notation, ascending: ``("CH2", "H2O")``."""
+        return tuple(self.formula_states())
+
+    def formula_states(self) -> dict[str, tuple[tuple[int, int], ...]]:
+        """States of each composition, ascending: ``{"CH2": ((0, 1), (0, 3))}``."""
         counts = torch.zeros(self.n_systems, 119, dtype=torch.int64)
         one = torch.ones(self.n_atoms, dtype=torch.int64)
         place = (self.system.cpu(), self.numbers.cpu())
-        rows = counts.index_put(place, one, accumulate=True).unique(dim=0)
-        compositions = (
-            {chemical_symbols[z]: int(row[z]) for z in row.nonzero().ravel()}
-            for row in rows
-        )
-        return tuple(sorted(Formula.from_dict(c).format("hill") for c in compositions))
+        counts = counts.index_put(place, one, accumulate=True)
+        states = torch.stack((self.charge, self.multiplicity), 1).cpu()
+        found: dict[str, list[tuple[int, int]]] = {}
+        for row in torch.cat((counts, states), 1).unique(dim=0).tolist():
+            *numbers, charge, multiplicity = row
+            composition = {chemical_symbols[z]: n for z, n in enumerate(numbers) if n}
+            formula = Formula.from_dict(composition).format("hill")
+            found.setdefault(formula, []).append((charge, multiplicity))
+        return {formula: tuple(sorted(found[formula])) for formula in sorted(found)}
 
     def select(self, systems: Sequence[int] | Tensor) -> Self:
         """Return the batch of these systems, in this order.

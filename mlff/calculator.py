@@ -32,7 +32,7 @@ from torch import Tensor
 from mlff.batch import AtomsBatch, Edges, check_geometry
 from mlff.device import check_device, check_dtype, exact
 from mlff.errors import InputError, InputTypeError, MlffError, warn_once
-from mlff.inference import MIN_VOLUME, check_batch
+from mlff.inference import MIN_VOLUME, check_batch, deviations
 from mlff.neighbors import check_distances
 from mlff.neighbors.verlet import NeighborList
 from mlff.potential import Potential, build_graph, load
@@ -241,9 +241,7 @@ class MLFFCalculator(Calculator):
             InputError: whatever is wrong with the system. No results are left then.
             PropertyNotImplementedError: stress of a system that has none.
         """
-        atoms = self.atoms if atoms is None else atoms
-        if atoms is None:
-            raise InputError("`atoms` is needed: there are no results to refer to")
+        atoms = self._given(atoms)
         if "dipole" in properties and atoms.pbc.any():
             raise PropertyNotImplementedError(
                 "the dipole is about the center of nuclear charge, which a periodic "
@@ -265,6 +263,30 @@ class MLFFCalculator(Calculator):
             results = evaluate(self.potential, batch, edges)
         super().calculate(atoms, properties, system_changes)
         self.results, self._input = results, found
+
+    def deviations(self, atoms: Atoms | None = None) -> dict[str, Any]:
+        """Return how far the members of a committee disagree about a system.
+
+        Args:
+            atoms: the system; that of the last results if not given.
+
+        Returns:
+            As :func:`mlff.deviations`; never among the results, where ASE would take
+            them for properties.
+
+        Raises:
+            InputTypeError: the calculator is made of one potential.
+        """
+        atoms = self._given(atoms)
+        state = self._read_state(atoms)
+        asked = {"charge": state.charge, "spin": state.multiplicity}
+        return deviations(self.potential, [atoms], **asked)[0]
+
+    def _given(self, atoms: Atoms | None) -> Atoms:
+        found = self.atoms if atoms is None else atoms
+        if found is None:
+            raise InputError("`atoms` is needed: there are no results to refer to")
+        return found
 
     def _read_state(self, atoms: Atoms) -> State:
         p = self.parameters

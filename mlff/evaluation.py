@@ -137,9 +137,9 @@ def evaluate(
             format that cannot be written.
     """
     if plot is not None:
-        _check_format(Path(plot))
+        check_format(Path(plot), "plot")
     if not isinstance(data, Dataset):
-        data = _load(potential, data, keys, trust_labels)
+        data = comparable(potential, data, keys, trust_labels)
     check_batch(potential, data.batch)
     data = data.to(potential.device)
     errors = all_residuals(potential, data)
@@ -148,13 +148,23 @@ def evaluate(
     return summarise(errors, data)
 
 
-def _load(
+def comparable(
     potential: Potential,
     paths: str | Path | Sequence[str | Path],
-    keys: LabelKeys | None,
-    trust_labels: bool,
+    keys: LabelKeys | None = None,
+    trust_labels: bool = False,
 ) -> Dataset:
-    """Read all labels that a potential can be compared with."""
+    """Read all labels that a potential can be compared with.
+
+    Args:
+        potential: what predicts.
+        paths: files of labelled frames.
+        keys: where the files have their labels; detected if not given.
+        trust_labels: skip the checks of the labels.
+
+    Raises:
+        DataError: labels that are missing or cannot be right.
+    """
     frames, names = read_named(paths)
     present = labelled(frames, keys)
     known = [name for name in present if name in potential.properties]
@@ -172,12 +182,13 @@ def _load(
     )
 
 
-def _check_format(path: Path) -> None:
+def check_format(path: Path, argument: str) -> None:
+    """Raise :class:`InputError` unless a picture of this name can be written."""
     from matplotlib.figure import Figure
 
     known = sorted(Figure().canvas.get_supported_filetypes())
     if path.suffix[1:].lower() not in known:
-        raise InputError(f"`plot`={path} must end in one of {known}, e.g. '.png'")
+        raise InputError(f"`{argument}`={path} must end in one of {known}, e.g. '.png'")
 
 
 def plot_parity(path: str | Path, data: Dataset, errors: Residuals) -> None:

@@ -1,6 +1,6 @@
 """What a potential may be asked, and asking it about many systems at once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from ase.data import chemical_symbols
 from torch import Tensor
 
 from mlff.batch import AtomsBatch, Edges
+from mlff.committee import DEVIATIONS, check_committee
 from mlff.device import exact
 from mlff.errors import InputError, InputTypeError, warn_once
 from mlff.forcefield.parts import Parts
@@ -56,27 +57,44 @@ def check_batch(
             "this model's global attention has no periodic meaning (a supercell would "
             "not have the energy of its cells); train one with scope='local'"
         )
-    _warn_of_compositions(potential, batch)
-    states = torch.stack((batch.charge, batch.multiplicity), 1).unique(dim=0).tolist()
-    for charge, multiplicity in states:
-        if (charge, multiplicity) in potential.info.states:
-            continue
-        seen = "; ".join(str(State(*state)) for state in potential.info.states)
-        text = (
-            f"{State(charge, multiplicity)} was not in the training data "
-            f"(seen: {seen}): energies there are extrapolation"
-        )
+    asked = batch.formula_states()
+    _warn_of_compositions(potential, asked)
+    for text in _unseen_states(potential, asked):
         if strict:
             raise InputError(text)
         warn_once(text)
 
 
-def _warn_of_compositions(potential: Potential, batch: AtomsBatch) -> None:
+def _unseen_states(
+    potential: Potential, asked: dict[str, tuple[tuple[int, int], ...]]
+) -> Iterator[str]:
+    """Say which states were not in training at all, or not of that molecule."""
+    info, told = potential.info, set()
+    for formula, states in asked.items():
+        known = info.formula_states.get(formula, info.states)
+        for state in states:
+            if state in known or state in told:
+                continue
+            if state in info.states:
+                subject, seen = f"{formula}, {State(*state)},", known
+            else:
+                subject, seen = str(State(*state)), info.states
+                told.add(state)
+            yield (
+                f"{subject} was not in the training data (seen: "
+                f"{'; '.join(str(State(*one)) for one in seen)}): energies there are "
+                "extrapolation"
+            )
+
+
+def _warn_of_compositions(
+    potential: Potential, asked: dict[str, tuple[tuple[int, int], ...]]
+) -> None:
     """Warn once of molecules whose like was not in training: energies mean little."""
     seen = potential.info.formulas
     if not seen:
         return
-    unseen = sorted(set(batch.formulas()) - set(seen))
+    unseen = sorted(set(asked) - set(seen))
     if unseen:
         warn_once(
             f"{', '.join(unseen)}: not in the training data (seen: {', '.join(seen)}), "
@@ -92,6 +110,7 @@ def predict(
     charge: Any = None,
     spin: Any = None,
     max_atoms_per_call: int | None = None,
+    members: bool = False,
 ) -> list[dict[str, Any]]:
     """Evaluate many systems, batched.
 
@@ -103,16 +122,20 @@ def predict(
         spin: multiplicity 2S+1, likewise.
         max_atoms_per_call: bound of the systems that share a call, besides the one by
             memory; a larger system goes alone.
+        members: of a :class:`mlff.Committee`, return what each member says: the
+            deviation of a difference is that of the differences of the members.
 
     Returns:
         One dict per system, in order: ``energy`` (float, eV), ``forces`` (n_atoms, 3),
-        eV/Å, and so on, float64.
+        eV/Å, and so on, float64; with ``members``, arrays with a first axis of these.
 
     Raises:
         InputError: whatever is wrong with a system, its index named.
     """
     if not isinstance(potential, Potential):
         raise InputTypeError(_NOT_A_POTENTIAL.format(type(potential).__name__))
+    if members:
+        committee = check_committee(potential, "members")
     with exact(potential.device):
         whole = AtomsBatch.from_atoms(systems, charge, spin)
         check_batch(potential, whole)
@@ -123,9 +146,54 @@ def predict(
 
         def call(part: AtomsBatch, edges: Edges) -> dict[str, Tensor]:
             check_distances(edges, build_graph(part, edges, torch.float64).distances)
-            return potential(part, edges, properties)
+            if not members:
+                return potential(part, edges, properties)
+            found = committee.members(part, edges, properties)
+            return {name: value.transpose(0, 1) for name, value in found.items()}
 
-        return _by_system(parts.evaluate(batch, call), [len(a) for a in systems])
+        results = _by_system(parts.evaluate(batch, call), [len(a) for a in systems])
+    if members:
+        for result in results:
+            for name in properties:
+                if PROPERTIES[name].per == "atom":
+                    result[name] = result[name].swapaxes(0, 1).copy()
+    return results
+
+
+def deviations(
+    committee: Potential,
+    systems: Sequence[Atoms],
+    *,
+    charge: Any = None,
+    spin: Any = None,
+    max_atoms_per_call: int | None = None,
+) -> list[dict[str, Any]]:
+    """Return how far the members of a committee disagree, batched.
+
+    Args:
+        committee: a :class:`mlff.Committee`.
+        systems: ASE systems with their states in ``info``.
+        charge: total charge, e: one for all or one per system.
+        spin: multiplicity 2S+1, likewise.
+        max_atoms_per_call: as for :func:`predict`.
+
+    Returns:
+        One dict per system, in order, of sample standard deviations over the members:
+        ``energy`` (float, eV), ``forces`` (n_atoms, 3), eV/Å, by component.
+
+    Raises:
+        InputTypeError: one potential in the place of a committee.
+        InputError: whatever is wrong with a system, its index named.
+    """
+    found = predict(
+        check_committee(committee, "committee"),
+        systems,
+        tuple(DEVIATIONS),
+        charge=charge,
+        spin=spin,
+        max_atoms_per_call=max_atoms_per_call,
+    )
+    return [{of: one[name] for name, of in DEVIATIONS.items()} for one in found]
 
 
 def _by_system(out: dict[str, Tensor], sizes: list[int]) -> list[dict[str, Any]]:

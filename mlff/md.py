@@ -8,7 +8,7 @@ killed run continues to the same numbers.
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +167,7 @@ def _check_call(
             f"{type(potential).__name__}"
         )
     potential.check_properties(("energy", "forces"), False)
+    options.limits.check(potential)
     if not isinstance(integrator, Integrator):
         raise InputTypeError(
             "`integrator` must be one of mlff's, for example mlff.Langevin(...), got "
@@ -199,6 +200,7 @@ class _Run:
             skin=options.skin_A,
             stress=integrator.needs_stress,
             region=options.limits.watched(potential),
+            deviation=options.limits.watches_deviation,
         )
         self.state = integrator.init(
             batch,
@@ -327,7 +329,7 @@ class _Run:
             "every": every,
             "states": [list(map(int, state)) for state in options.states],
             "skin_A": options.skin_A,
-            "limits": asdict(options.limits),
+            "limits": options.limits.settings(),
             "potential": digest(*self.potential.state_dict().values()),
             "dtype": str(self.potential.dtype).removeprefix("torch."),
             "device": self.potential.device.type,

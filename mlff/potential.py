@@ -9,32 +9,29 @@ with the symmetric strain ε that deforms positions and cell, ASE's sign.
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib import resources
+from importlib import import_module, resources
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from mlff.batch import AtomsBatch, Edges, Graph, edge_vectors
+from mlff.batch import AtomsBatch, Edges
 from mlff.device import DTYPES, check_device, check_dtype
 from mlff.errors import InputError, InputTypeError, ModelFileError
+from mlff.graph import build_graph, derivatives, differentiable
 from mlff.heads import DERIVED, HEADS
 from mlff.info import TrainingInfo, reference_table
 from mlff.models import Features, Representation, build_model
 from mlff.properties import PROPERTIES
-from mlff.tensorfile import load_tensors, save_tensors
+from mlff.tensorfile import check_tensors, load_tensors, save_tensors
 
 __all__ = ["Potential", "TrainingInfo", "build_graph", "load", "shipped"]
 
 #: Version of the file format; files with a newer one are refused.
 FORMAT_VERSION = 1
 
-_FORMAT = "mlff-potential"
 _UNITS = {"energy": "eV", "length": "Ang"}
-
-# Length given to fill edges, Å: beyond every cutoff a model may have.
-_FAR = 1e3
 
 
 class Potential(nn.Module):
@@ -48,6 +45,7 @@ class Potential(nn.Module):
     """
 
     references: Tensor
+    _format: ClassVar[str] = "mlff-potential"
 
     def __init__(
         self,
@@ -92,7 +90,8 @@ class Potential(nn.Module):
         width = representation.n_features
         if isinstance(heads, str) or not set(map(str, heads)) <= set(HEADS):
             raise InputError(f"`heads` must be among {list(HEADS)}, got {heads!r}")
-        built = {name: HEADS[name](width) for name in heads}
+        blocks = representation.n_output_blocks
+        built = {name: HEADS[name](width, blocks) for name in heads}
         return cls(representation, built, references, info).to(check_dtype(dtype))
 
     @property
@@ -163,7 +162,7 @@ class Potential(nn.Module):
         with torch.set_grad_enabled(forces or stress or create_graph):
             inputs: list[Tensor] = []
             if forces or stress:
-                batch, inputs = _differentiable(batch, forces, stress, create_graph)
+                batch, inputs = differentiable(batch, forces, stress, create_graph)
             graph = build_graph(batch, edges, self.dtype)
             features = self.model(graph)
             out = self._read_out(features, batch, properties)
@@ -172,15 +171,10 @@ class Potential(nn.Module):
                 out["energies"] = sites + self.references[batch.numbers]
                 out["energy"] = batch.total(out["energies"])
             if inputs:
-                gradients = list(
-                    torch.autograd.grad(sites.sum(), inputs, create_graph=create_graph)
+                gradients = torch.autograd.grad(
+                    sites.sum(), inputs, create_graph=create_graph
                 )
-                if forces:
-                    out["forces"] = -gradients.pop(0)
-                if stress:
-                    volume = torch.linalg.det(batch.cell.detach()).abs()
-                    strain = gradients.pop(0)
-                    out["stress"] = 0.5 * (strain + strain.mT) / volume[:, None, None]
+                out |= derivatives(gradients, forces, stress, batch)
         return {
             name: out[name] if create_graph else out[name].detach()
             for name in properties
@@ -226,7 +220,7 @@ class Potential(nn.Module):
         """
         dtype = next(k for k, v in DTYPES.items() if v == self.dtype)
         header = {
-            "format": _FORMAT,
+            "format": self._format,
             "format_version": FORMAT_VERSION,
             "units": _UNITS,
             "dtype": dtype,
@@ -244,7 +238,7 @@ class Potential(nn.Module):
         *,
         expected_sha256: str | None = None,
     ) -> Self:
-        """Read a potential, verify every byte, and freeze it for inference.
+        """Read a potential or committee, verify every byte, freeze it for inference.
 
         Args:
             path: file written by :meth:`save`.
@@ -261,16 +255,19 @@ class Potential(nn.Module):
         """
         tensors, header = load_tensors(path, expected_sha256)
         potential = cls._from_header(path, header)
-        _check_tensors(path, tensors, potential.state_dict())
+        check_tensors(path, tensors, potential.state_dict())
         potential.load_state_dict(tensors)
         potential = potential.to(device=check_device(device), dtype=check_dtype(dtype))
         return potential.eval().requires_grad_(False)
 
     @classmethod
     def _from_header(cls, path: str | Path, header: dict[str, Any]) -> Self:
-        if header.get("format") != _FORMAT:
+        kind: Any
+        kind = _committee() if header.get("format") == "mlff-committee" else Potential
+        if header.get("format") != kind._format or not issubclass(kind, cls):
+            wanted = cls._format.replace("-", " ")
             raise ModelFileError(
-                f"{path} holds {header.get('format')!r}, not an mlff potential"
+                f"{path} holds {header.get('format')!r}, not an {wanted}"
             )
         version = header.get("format_version")
         if not isinstance(version, int) or version > FORMAT_VERSION:
@@ -286,9 +283,8 @@ class Potential(nn.Module):
             dtype = DTYPES[header["dtype"]]
             info = TrainingInfo.from_json(header["info"])
             with torch.random.fork_rng(devices=[]):  # fresh weights, soon replaced
-                config = header["config"]
-                heads = config.get("heads", ["energy"])  # files of version 0.1
-                return cls.build(config["model"], {}, info, dtype, heads=heads)
+                built: Self = kind._from_config(header["config"], info, dtype)
+            return built
         except (
             AttributeError,
             InputError,
@@ -298,64 +294,17 @@ class Potential(nn.Module):
         ) as error:
             raise ModelFileError(f"{path}: unusable header: {error!r}") from error
 
-
-def build_graph(batch: AtomsBatch, edges: Edges, dtype: torch.dtype) -> Graph:
-    """Compute edge geometry, differentiable in positions and cell.
-
-    Vectors are formed in float64 and cast afterwards, so that precision does not
-    depend on where a system sits.
-    """
-    vectors = edge_vectors(batch, edges)
-    if edges.has_fill:
-        real = edges.i != edges.j
-        if edges.shift is not None:
-            real = real | (edges.shift != 0).any(1)
-        far = vectors.new_tensor((_FAR, 0.0, 0.0))
-        vectors = torch.where(real[:, None], vectors, far)
-    vectors = vectors.to(dtype)
-    distances = torch.linalg.vector_norm(vectors, dim=1)
-    return Graph(batch=batch, edges=edges, vectors=vectors, distances=distances)
-
-
-def _differentiable(
-    batch: AtomsBatch, forces: bool, stress: bool, create_graph: bool
-) -> tuple[AtomsBatch, list[Tensor]]:
-    """Return the batch as a function of positions and strain, and these inputs."""
-    positions, cell, inputs = batch.positions, batch.cell, []
-    if forces:
-        if not (create_graph and positions.requires_grad):
-            positions = positions.detach().requires_grad_(True)
-        inputs.append(positions)
-    if stress:
-        strain = torch.zeros_like(cell, requires_grad=True)
-        inputs.append(strain)
-        symmetric = 0.5 * (strain + strain.mT)
-        moved = torch.einsum("ax,axy->ay", positions, symmetric[batch.system])
-        positions = positions + moved
-        cell = cell + cell @ symmetric
-    return batch.replace(positions=positions, cell=cell), inputs
+    @classmethod
+    def _from_config(
+        cls, config: dict[str, Any], info: TrainingInfo, dtype: torch.dtype
+    ) -> Self:
+        """Build with fresh weights what :attr:`config` describes."""
+        heads = config.get("heads", ["energy"])  # files of version 0.1
+        return cls.build(config["model"], {}, info, dtype, heads=heads)
 
 
 def _as_it_is(values: Tensor) -> Tensor:
     return values
-
-
-def _check_tensors(
-    path: str | Path, found: dict[str, Tensor], needed: dict[str, Tensor]
-) -> None:
-    if found.keys() != needed.keys():
-        missing = sorted(needed.keys() - found.keys())[:3]
-        surplus = sorted(found.keys() - needed.keys())[:3]
-        raise ModelFileError(
-            f"{path}: tensors missing {missing}, tensors not expected {surplus}"
-        )
-    for name, tensor in needed.items():
-        if found[name].shape != tensor.shape or found[name].dtype != tensor.dtype:
-            raise ModelFileError(
-                f"{path}: tensor {name!r} is {found[name].dtype} "
-                f"{tuple(found[name].shape)}, needed is {tensor.dtype} "
-                f"{tuple(tensor.shape)}"
-            )
 
 
 def shipped() -> dict[str, Path]:
@@ -370,10 +319,11 @@ def load(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> Potential:
-    """Load a shipped model by name, or a potential from a path.
+    """Load a shipped model by name, or a potential or committee from a path.
 
     Args:
-        name: e.g. ``"ch2"``, or a file.
+        name: e.g. ``"ch2"``, or a file; several, separated by commas, are the members
+            of a :class:`mlff.Committee`.
         device: where to put it.
         dtype: of the network; that of the file if not given.
 
@@ -388,9 +338,16 @@ def load(
     models = shipped()
     if str(name) in models:
         return Potential.load(models[str(name)], device, dtype)
-    if not os.path.exists(name):  # false too for what cannot be a path, unlike Path's
-        raise ModelFileError(
-            f"{str(name)!r} is neither a file nor a shipped model; shipped are "
-            f"{sorted(models)}"
-        )
-    return Potential.load(name, device, dtype)
+    if os.path.exists(name):  # false too for what cannot be a path, unlike Path's
+        return Potential.load(name, device, dtype)
+    if "," in str(name):
+        return _committee().load(str(name).split(","), device, dtype)
+    raise ModelFileError(
+        f"{str(name)!r} is neither a file nor a shipped model; shipped are "
+        f"{sorted(models)}"
+    )
+
+
+def _committee() -> Any:
+    """Return the class of committees, which is made of potentials and so above them."""
+    return import_module("mlff.committee").Committee

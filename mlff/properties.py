@@ -17,7 +17,8 @@ class Property:
         ase: name in ``ase.calculators.calculator.all_properties``, or ``None``.
         label: key of the reference value in extended XYZ files (``REF_*``), or ``None``
             if it cannot be learned from.
-        head: what computes it, a key of :data:`mlff.heads.HEADS`.
+        head: what computes it, a key of :data:`mlff.heads.HEADS`; ``"committee"`` for
+            what only the members of a :class:`mlff.Committee` together tell.
         error_unit: unit in which errors are told, as part of a key.
         error_factor: from ``unit`` to that.
     """
@@ -108,6 +109,14 @@ PROPERTIES: dict[str, Property] = {
             label="REF_spatial_extent",
             head="spatial_extent",
             error_unit="A2",
+        ),
+        Property(name="energy_deviation", unit="eV", head="committee"),
+        Property(
+            name="forces_deviation",
+            unit="eV/Å",
+            per="atom",
+            shape=(3,),
+            head="committee",
         ),
     )
 }

@@ -31,6 +31,8 @@ class DataConfig:
         test: systems that are only measured on; taken from ``files``.
         test_files: measured on as well, whole; needs ``test = 0``.
         split: ``"random"`` or ``"symmetry"`` (copies of a geometry stay together).
+        split_seed: of the split, if another than that of the run: the members of a
+            committee, whose seeds differ, must be measured on what none has seen.
         keys: where labels are, and their units; detected if not given.
         level_of_theory: for files that do not state it.
         trust_labels: skip the checks of units, sign and size.
@@ -43,6 +45,7 @@ class DataConfig:
     test: int = 0
     test_files: tuple[str, ...] = ()
     split: str = "random"
+    split_seed: int | None = None
     keys: LabelKeys | None = None
     level_of_theory: str = ""
     trust_labels: bool = False
@@ -53,6 +56,8 @@ class DataConfig:
             raise InputError(
                 f"`data.split` must be 'random' or 'symmetry', got {self.split!r}"
             )
+        if self.split_seed is not None:
+            _check_seed("data.split_seed", self.split_seed)
         if self.train < 1 or self.validation < 1 or self.test < 0:
             raise InputError(
                 "`data.train` and `data.validation` must be at least 1 and `data.test` "
@@ -188,7 +193,8 @@ class TrainConfig:
         data: what to learn from.
         model: name and options of the model, see ``mlff.build_model``.
         training: how to learn.
-        seed: of the split, the first weights, and the order of the systems.
+        seed: of the split (but see :attr:`DataConfig.split_seed`), the first weights,
+            and the order of the systems.
         dtype: of the network, ``"float32"`` or ``"float64"``.
         device: ``"cpu"`` or ``"cuda"``.
     """
@@ -208,8 +214,12 @@ class TrainConfig:
             raise InputError(
                 f"`dtype` must be one of {list(DTYPES)}, got {self.dtype!r}"
             )
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"`seed` must lie in 0 … 2^63 - 1, got {self.seed}")
+        _check_seed("seed", self.seed)
+
+    @property
+    def split_seed(self) -> int:
+        """Seed of the split."""
+        return self.seed if self.data.split_seed is None else self.data.split_seed
 
     @classmethod
     def load(cls, path: str | Path) -> "TrainConfig":
@@ -242,11 +252,18 @@ class TrainConfig:
             content["data"][name] = [Path(p).name for p in content["data"][name]]
         del content["out"]
         # What a run of an older version does not mention.
+        if self.split_seed == self.seed:
+            del content["data"]["split_seed"]
         if not self.training.property_weights:
             del content["training"]["property_weights"]
         if self.data.keys and not self.data.keys.others:
             del content["data"]["keys"]["others"]
         return content
+
+
+def _check_seed(name: str, seed: int) -> None:
+    if not 0 <= seed < 2**63:
+        raise InputError(f"`{name}` must lie in 0 … 2^63 - 1, got {seed}")
 
 
 def learning_rate(config: TrainingConfig, step: int, steps_per_epoch: int) -> float:

@@ -128,7 +128,7 @@ def check_states(
     """
     numbers = batch.numbers.split(batch.counts().tolist())
     for state in states:
-        charge, multiplicity = _pair(state)
+        charge, multiplicity = state_pair(state)
         for index, own in enumerate(numbers):
             try:
                 check_state(own.numpy(), charge, multiplicity)
@@ -141,7 +141,8 @@ def check_states(
         check_batch(potential, asked)
 
 
-def _pair(state: Any) -> tuple[int, int]:
+def state_pair(state: Any) -> tuple[int, int]:
+    """Return (charge, multiplicity) as integers; :class:`InputError` if it is not."""
     pair = tuple(state) if isinstance(state, Iterable) else ()
     whole = [isinstance(x, (int, np.integer)) and x is not True for x in pair]
     if len(pair) != 2 or not all(whole):

@@ -94,6 +94,34 @@ def load_tensors(
     return tensors, header
 
 
+def check_tensors(
+    path: str | Path, found: dict[str, Tensor], needed: dict[str, Tensor]
+) -> None:
+    """Raise unless a file holds tensors of these names, shapes and types.
+
+    Args:
+        path: of the file, to be named.
+        found: its tensors.
+        needed: what they are to replace.
+
+    Raises:
+        ModelFileError: naming what is missing, not expected or of another kind.
+    """
+    if found.keys() != needed.keys():
+        missing = sorted(needed.keys() - found.keys())[:3]
+        surplus = sorted(found.keys() - needed.keys())[:3]
+        raise ModelFileError(
+            f"{path}: tensors missing {missing}, tensors not expected {surplus}"
+        )
+    for name, tensor in needed.items():
+        if found[name].shape != tensor.shape or found[name].dtype != tensor.dtype:
+            raise ModelFileError(
+                f"{path}: tensor {name!r} is {found[name].dtype} "
+                f"{tuple(found[name].shape)}, needed is {tensor.dtype} "
+                f"{tuple(tensor.shape)}"
+            )
+
+
 def read_digest(path: str | Path) -> str:
     """Return the SHA-256 that :func:`load_tensors` compares with, verified.
 

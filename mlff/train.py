@@ -8,13 +8,14 @@ of one that was not (CPU, same versions, one thread). Nothing is pickled.
 A run folder holds ``run.json`` (settings, data, split), ``best.safetensors`` (the
 potential with the smallest validation loss), ``last.safetensors``, ``log.csv``, and at
 the end ``metrics.json``, ``loss.png`` and ``parity.png``.
+
+A committee is several such runs, which differ in the seed of the first weights and of
+the order of the systems only.
 """
 
-import hashlib
 import json
 import math
 import sys
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,16 +23,13 @@ from typing import Any
 from ase.data import atomic_numbers
 from tqdm import tqdm
 
+from mlff.committee import MAX_MEMBERS, Committee
 from mlff.data import (
     Dataset,
     fit_references,
-    load_dataset,
-    overlap,
-    random_split,
-    symmetry_split,
 )
 from mlff.device import check_device
-from mlff.errors import DataError, MlffWarning
+from mlff.errors import DataError, InputError
 from mlff.evaluation import (
     all_residuals,
     evaluate,
@@ -45,6 +43,7 @@ from mlff.inference import check_batch
 from mlff.info import MAX_FORMULAS
 from mlff.potential import Potential, TrainingInfo
 from mlff.recipe import DataConfig, TrainConfig, TrainingConfig, learning_rate
+from mlff.rundata import RunData, load_run_data
 from mlff.runfolder import (
     RUN,
     check_same,
@@ -59,6 +58,7 @@ from mlff.trainer import Trainer, TrainingDiverged
 from mlff.vetting import check_references
 
 __all__ = [
+    "CommitteeResult",
     "DataConfig",
     "FitResult",
     "TrainConfig",
@@ -66,9 +66,11 @@ __all__ = [
     "TrainingDiverged",
     "evaluate",
     "fit",
+    "fit_committee",
 ]
 
 _WEIGHTS = ("best.safetensors", "last.safetensors")
+_COMMITTEE = ("committee.safetensors", "committee.json", "committee_parity.png")
 _OUTPUTS = (*_WEIGHTS, "log.csv", "loss.png", "metrics.json", "parity.png")
 
 
@@ -94,12 +96,23 @@ class FitResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Parts:
-    train: Dataset
-    validation: Dataset
-    test: Dataset
-    overlap: int
-    split: dict[str, Any]
+class CommitteeResult:
+    """What the training of a committee made.
+
+    Attributes:
+        committee: of the best potential of each run, ready for inference.
+        metrics: of the committee, as those of :class:`FitResult`.
+        members: the runs.
+        held_out: the systems that no run has trained on: those to test on, or those to
+            validate on if there are none.
+        out: folder of the runs.
+    """
+
+    committee: Committee
+    metrics: dict[str, Any]
+    members: list[FitResult]
+    held_out: Dataset
+    out: Path
 
 
 def fit(
@@ -130,7 +143,7 @@ def fit(
         before = read_run(out, _OUTPUTS, resume, ("config", "split.hash", "versions"))
         if before is not None:
             check_same(out, before["config"], config.identity())
-        parts = _load_parts(config)
+        parts = load_run_data(config)
         info = _describe(out, config, parts)
         references = _references(config, parts.train)
         run = Trainer(config, parts.train.to(device), references, info)
@@ -150,59 +163,71 @@ def fit(
         return _finish(run, parts, out)
 
 
-def _load_parts(config: TrainConfig) -> _Parts:
-    settings = config.data
+def fit_committee(
+    config: TrainConfig | str | Path,
+    members: int = 4,
+    *,
+    resume: bool = True,
+    progress: bool = True,
+) -> CommitteeResult:
+    """Train the members of a committee one after the other, or continue.
 
-    def read(files: tuple[str, ...]) -> Dataset:
-        return load_dataset(
-            files,
-            settings.keys,
-            properties=tuple(config.training.weights),
-            level_of_theory=settings.level_of_theory,
-            trust_labels=settings.trust_labels,
-        )
+    Member k is the run with ``seed + k`` in the folder ``out/member_k``; all share the
+    split of ``seed``, so that what is held out is so for the whole committee. In
+    ``out`` are at the end ``committee.safetensors``, ``committee.json`` (its errors)
+    and ``committee_parity.png``.
 
-    whole = read(settings.files)
-    divide = random_split if settings.split == "random" else symmetry_split
-    sizes = (settings.train, settings.validation, settings.test)
-    rows = divide(whole, sizes, config.seed)
-    train, validation, test = (whole.select(part) for part in rows)
-    if settings.test_files:
-        test = read(settings.test_files)
-    if not len(train) or not len(validation):
-        raise DataError(
-            f"the {settings.split} split left {len(train)} systems to train and "
-            f"{len(validation)} to validate on; ask for other sizes"
+    Args:
+        config: the run, or its TOML file.
+        members: how many.
+        resume: continue runs that are there; otherwise their presence is an error.
+        progress: say which member is trained, and show a bar with its errors.
+
+    Returns:
+        The committee, its errors, and those of its members.
+
+    Raises:
+        InputError, DataError, TrainingDiverged: as :func:`fit`.
+    """
+    whole = isinstance(members, int) and not isinstance(members, bool)
+    if not whole or not 2 <= members <= MAX_MEMBERS:
+        raise InputError(
+            f"`members` must be an integer in 2 … {MAX_MEMBERS}, got {members!r}"
         )
-    if len(test) and test.level_of_theory != train.level_of_theory:
-        raise DataError(
-            f"`data.test_files` are of the level {test.level_of_theory!r}, "
-            f"`data.files` of {train.level_of_theory!r}: their energies cannot be "
-            "compared"
-        )
-    copies = overlap(train, test) if len(test) else 0
-    if copies:
-        warnings.warn(
-            f"{copies} of {len(test)} test systems copy a training system (up to "
-            "rotation, reflection and exchange of like atoms) in the same state: their "
-            "errors say little about new geometries; see data.split = 'symmetry'",
-            MlffWarning,
-            stacklevel=3,
-        )
-    names = ("train", "validation", "test")
-    content = "".join(part.hash for part in (train, validation, test))
-    split = {
-        "method": settings.split,
-        "seed": config.seed,
-        "hash": hashlib.sha256(content.encode()).hexdigest(),
-        "indices": dict(zip(names, rows, strict=True)),
-    }
-    return _Parts(
-        train=train, validation=validation, test=test, overlap=copies, split=split
+    if not isinstance(config, TrainConfig):
+        config = TrainConfig.load(config)
+    out = Path(config.out)
+    data = replace(config.data, split_seed=config.split_seed)
+    results = []
+    with claimed(out, _COMMITTEE):
+        for k in range(members):
+            folder, seed = out / f"member_{k}", config.seed + k
+            if progress:
+                print(f"member {k + 1} of {members}: {folder}", file=sys.stderr)
+            one = replace(config, out=str(folder), data=data, seed=seed)
+            results.append(fit(one, resume=resume, progress=progress))
+        parts = load_run_data(replace(config, data=data))
+        return _join(results, parts, out)
+
+
+def _join(results: list[FitResult], parts: RunData, out: Path) -> CommitteeResult:
+    committee = Committee([one.potential for one in results])
+    metrics = _measured(committee, parts)
+    committee.info = replace(committee.info, metrics=metrics)
+    committee.save(out / "committee.safetensors")
+    held_out = parts.shown.to(committee.device)
+    plot_parity(out / _COMMITTEE[2], held_out, all_residuals(committee, held_out))
+    write_json(out / "committee.json", metrics)
+    return CommitteeResult(
+        committee=committee,
+        metrics=metrics,
+        members=results,
+        held_out=parts.shown,
+        out=out,
     )
 
 
-def _describe(out: Path, config: TrainConfig, parts: _Parts) -> TrainingInfo:
+def _describe(out: Path, config: TrainConfig, parts: RunData) -> TrainingInfo:
     """Write ``run.json``, or compare with it, and return what the model file says."""
     path = out / RUN
     provenance: dict[str, Any] = {
@@ -228,11 +253,13 @@ def _describe(out: Path, config: TrainConfig, parts: _Parts) -> TrainingInfo:
     else:
         content = {**provenance, "split": parts.split}
         write_json(path, content)
-    formulas = parts.train.batch.formulas()
+    states = parts.train.batch.formula_states()
+    recorded = states if len(states) <= MAX_FORMULAS else {}
     return TrainingInfo(
         elements=parts.train.elements,
         states=parts.train.states,
-        formulas=formulas if len(formulas) <= MAX_FORMULAS else (),
+        formulas=tuple(recorded),
+        formula_states=recorded,
         level_of_theory=parts.train.level_of_theory,
         provenance=provenance,
     )
@@ -298,16 +325,20 @@ def _validate(
     return row
 
 
-def _finish(run: Trainer, parts: _Parts, out: Path) -> FitResult:
+def _measured(potential: Potential, parts: RunData) -> dict[str, Any]:
+    metrics: dict[str, Any] = {"validation": evaluate(potential, parts.validation)}
+    if len(parts.test):
+        metrics["test"] = evaluate(potential, parts.test)
+    return metrics
+
+
+def _finish(run: Trainer, parts: RunData, out: Path) -> FitResult:
     """Measure the best potential on everything that it was not trained on."""
     best = Potential.load(out / "best.safetensors", run.potential.device)
-    metrics: dict[str, Any] = {"validation": evaluate(best, parts.validation)}
-    shown = parts.test if len(parts.test) else parts.validation
-    if len(parts.test):
-        metrics["test"] = evaluate(best, parts.test)
+    metrics = _measured(best, parts)
     best.info = replace(best.info, metrics=metrics)
     best.save(out / "best.safetensors")
-    shown = shown.to(best.device)
+    shown = parts.shown.to(best.device)
     plot_parity(out / "parity.png", shown, all_residuals(best, shown))
     plot_history(out / "loss.png", run.history)
     content = {"best_epoch": run.best_epoch, "overlap": parts.overlap, **metrics}

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from mlff import __version__
-from mlff.cli import describe, learn, move, trajectories, vibrate
+from mlff.cli import cross, describe, explore, learn, move, trajectories, vibrate
 from mlff.errors import MlffError, MlffWarning
 
 
@@ -59,6 +59,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mlff {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    for group in (describe, learn, move, trajectories, vibrate):
+    for group in (describe, learn, move, trajectories, vibrate, explore, cross):
         group.add_verbs(verbs)
     return parser

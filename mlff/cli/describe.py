@@ -8,6 +8,7 @@ from mlff.cli.learn import error_table
 from mlff.cli.parsing import add_verb
 
 if TYPE_CHECKING:
+    from mlff.info import TrainingInfo
     from mlff.potential import Potential
 
 
@@ -47,7 +48,12 @@ def _add_info(verbs: Any) -> None:
         "mlff info              # names of the shipped models\n"
         "mlff info ch2\nmlff info runs/ch2/best.safetensors",
     )
-    parser.add_argument("model", nargs="?", help="name of a shipped model, or a file")
+    parser.add_argument(
+        "model",
+        nargs="?",
+        help="name of a shipped model, or a file; several, separated by commas, are "
+        "a committee",
+    )
 
 
 def _info(arguments: argparse.Namespace) -> int:
@@ -59,12 +65,14 @@ def _info(arguments: argparse.Namespace) -> int:
             print(f"{name:12s} {path}")
         return 0
     potential = load(arguments.model)
-    path = models.get(arguments.model, Path(arguments.model))
-    print("\n".join(_description(potential, path)))
+    whole = arguments.model in models or Path(arguments.model).exists()
+    names = [arguments.model] if whole else arguments.model.split(",")
+    files = [models.get(name, Path(name)) for name in names]
+    print("\n".join(_description(potential, files)))
     return 0
 
 
-def _description(potential: "Potential", path: Path) -> list[str]:
+def _description(potential: "Potential", files: list[Path]) -> list[str]:
     from ase.data import chemical_symbols
 
     from mlff.state import State
@@ -73,21 +81,35 @@ def _description(potential: "Potential", path: Path) -> list[str]:
     info = potential.info
     weights = sum(p.numel() for p in potential.parameters())
     elements = (chemical_symbols[z] for z in info.elements)
-    lines = [
-        f"file        {path}",
-        f"sha256      {read_digest(path)}",
+    lines = []
+    for path in files:
+        lines += [f"file        {path}", f"sha256      {read_digest(path)}"]
+    members = potential.config.get("members", 1)
+    network = f"{weights // members} weights, {potential.dtype}".replace("torch.", "")
+    lines += [
         f"elements    {', '.join(elements)}",
         f"states      {'; '.join(str(State(*state)) for state in info.states)}",
         f"molecules   {', '.join(info.formulas) or 'not recorded'}",
+        *_states_of_molecules(info),
         f"labels      {info.level_of_theory or 'level of theory not recorded'}",
         f"properties  {', '.join(potential.properties)}",
-        f"network     {weights} weights, {str(potential.dtype).removeprefix('torch.')}",
+        f"network     {f'{members} members of ' if members > 1 else ''}{network}",
     ]
     lines += _region(info.region)
     lines += _tree({"model": potential.config["model"]})
     for name, metrics in info.metrics.items():
         lines += [f"errors      {name}", *error_table(metrics, indent="  ")]
     return lines + _tree({"provenance": info.provenance})
+
+
+def _states_of_molecules(info: "TrainingInfo") -> list[str]:
+    """States of each molecule, where there are several molecules."""
+    if len(info.formula_states) < 2:
+        return []
+    return [
+        f"{'':12s}{formula}: {', '.join(map(str, states))}"
+        for formula, states in info.formula_states.items()
+    ]
 
 
 def _region(region: dict[str, tuple[float, float]]) -> list[str]:

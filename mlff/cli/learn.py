@@ -3,10 +3,15 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlff.cli.parsing import add_state_options, add_verb, given, read_structures
 from mlff.errors import InputError
+
+if TYPE_CHECKING:
+    from mlff.committee import Committee
+    from mlff.data import Dataset
+    from mlff.report.calibration import Calibration
 
 Metrics = dict[str, dict[str, float]]
 
@@ -125,10 +130,18 @@ def _add_train(verbs: Any) -> None:
         _train,
         "train a potential on labelled frames",
         "mlff train run.toml\n"
+        "mlff train run.toml --members 4    # a committee: one seed each\n"
         "\nA run that was stopped continues with the same command and ends with the\n"
         "same weights.",
     )
     parser.add_argument("config", help="run file, TOML; its paths are relative to it")
+    parser.add_argument(
+        "--members",
+        type=int,
+        metavar="N",
+        help="train a committee of so many, with seeds seed, seed + 1, … on the same "
+        "split, in the folders out/member_0, out/member_1, …",
+    )
     parser.set_defaults(
         go_on="checkpoints are kept: run the same command again to continue"
     )
@@ -138,18 +151,35 @@ def _train(arguments: argparse.Namespace) -> int:
     from mlff.config import read_toml
 
     task = read_toml(arguments.config).get("task")
+    if task == "nbody" and arguments.members is not None:
+        raise InputError("--members is for potentials, not for the task 'nbody'")
     if task == "nbody":
         return _train_nbody(arguments.config)
     if task is not None:
         raise InputError(
             f"`task` must be 'nbody', or left out to train a potential, got {task!r}"
         )
+    if arguments.members is not None:
+        return _train_committee(arguments.config, arguments.members)
     from mlff.train import fit
 
     result = fit(arguments.config)
     for name, metrics in result.metrics.items():
         print("\n".join([name, *error_table(metrics, indent="  ")]))
     print(f"best weights, of epoch {result.best_epoch}: {result.out}/best.safetensors")
+    return 0
+
+
+def _train_committee(config: str, members: int) -> int:
+    from mlff.train import fit_committee
+
+    result = fit_committee(config, members)
+    for name, metrics in result.metrics.items():
+        print("\n".join([f"committee, {name}", *error_table(metrics, indent="  ")]))
+    _compared(
+        result.committee, result.held_out, result.out / "committee_calibration.png"
+    )
+    print(f"{members} members: {result.out}/committee.safetensors")
     return 0
 
 
@@ -179,9 +209,14 @@ def _add_evaluate(verbs: Any) -> None:
         _evaluate,
         "measure a potential on labelled frames, for each electronic state",
         "mlff evaluate ch2 test.xyz --plot parity.png\n"
+        "mlff evaluate committee.safetensors test.xyz --calibration calibration.png\n"
         "mlff evaluate model.safetensors set.db --energy-key E --forces-key F",
     )
-    parser.add_argument("model", help="name of a shipped model, or a file")
+    parser.add_argument(
+        "model",
+        help="name of a shipped model, or a file; several, separated by commas, are a "
+        "committee, whose deviations are compared with its errors too",
+    )
     parser.add_argument("files", nargs="+", help="extxyz, traj, db or json files")
     parser.add_argument("--energy-key", help="where the energy is (REF_energy)")
     parser.add_argument("--forces-key", help="where the forces are (REF_forces)")
@@ -193,19 +228,26 @@ def _add_evaluate(verbs: Any) -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--plot", type=Path, help="parity plot to write")
-    parser.add_argument("--force", action="store_true", help="overwrite these two")
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="PLOT",
+        help="plot to write of the errors of a committee against its deviations",
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite these three")
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    for path in (arguments.out, arguments.plot):
+    for path in (arguments.out, arguments.plot, arguments.calibration):
         if path is not None and path.exists() and not arguments.force:
             raise InputError(f"{path} exists; choose another name or pass --force")
         if path is not None and not path.parent.is_dir():
             raise InputError(f"{path}: there is no folder {path.parent}; create it")
     import json
 
+    from mlff.committee import Committee, check_committee
     from mlff.data import LabelKeys
-    from mlff.evaluation import evaluate
+    from mlff.evaluation import check_format, comparable, evaluate
     from mlff.files import write_atomic
     from mlff.potential import load
 
@@ -216,14 +258,35 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         "forces_unit": arguments.forces_unit,
     }
     keys = {name: value for name, value in keys.items() if value is not None}
-    metrics = evaluate(
-        load(arguments.model, arguments.device),
+    potential = load(arguments.model, arguments.device)
+    if arguments.calibration is not None:
+        check_committee(potential, "calibration")
+        check_format(arguments.calibration, "calibration")
+    data = comparable(
+        potential,
         arguments.files,
-        keys=LabelKeys(**keys) if keys else None,
-        trust_labels=arguments.trust_labels,
-        plot=arguments.plot,
+        LabelKeys(**keys) if keys else None,
+        arguments.trust_labels,
     )
+    metrics: dict[str, Any] = evaluate(potential, data, plot=arguments.plot)
     print("\n".join(error_table(metrics)))
+    if isinstance(potential, Committee):
+        found = _compared(potential, data, arguments.calibration)
+        metrics["calibration"] = {one.name: one.to_json() for one in found}
     if arguments.out is not None:
         write_atomic(arguments.out, (json.dumps(metrics, indent=1) + "\n").encode())
     return 0
+
+
+def _compared(
+    committee: "Committee", data: "Dataset", plot: Path | None
+) -> list["Calibration"]:
+    """Tell, and draw if there is a name for it, how deviations and errors compare."""
+    from mlff.report.calibration import calibrate, calibration_table, plot_calibration
+
+    found = calibrate(committee, data)
+    print("errors against deviations over the members (σ)")
+    print("\n".join(f"  {line}" for line in calibration_table(found).splitlines()))
+    if plot is not None:
+        plot_calibration(plot, found)
+    return found

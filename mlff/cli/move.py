@@ -1,15 +1,15 @@
 """Verbs that move many systems: ``md`` and ``relax``; their options and outputs."""
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlff.cli.parsing import (
     add_state_options,
     add_verb,
-    output_folder,
     read_structures,
+    run_folder,
+    states_option,
 )
 from mlff.errors import InputError
 
@@ -69,7 +69,7 @@ def _add_md(verbs: Any) -> None:
     )
     add(
         "--states",
-        type=_states,
+        type=states_option,
         metavar='"Q,M Q,M …"',
         help="charge and multiplicity of states whose energies are recorded along the "
         "way, for gaps; what moves is the state of --charge and --spin",
@@ -90,7 +90,11 @@ def _add_systems(parser: Any) -> None:
         nargs="+",
         help="extxyz, traj, db or json files; or one run file, TOML",
     )
-    parser.add_argument("--model", help="name of a shipped model, or a file")
+    parser.add_argument(
+        "--model",
+        help="name of a shipped model, or a file; several, separated by commas, are "
+        "a committee",
+    )
     parser.add_argument("--out", help="folder to write into; made if missing")
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="go on with a stopped run")
@@ -154,6 +158,12 @@ def _add_bounds(parser: Any, temperature: bool = True) -> None:
             metavar="X",
             help="of a system, K (20000)",
         )
+        add(
+            "--max-deviation-eV-per-A",
+            type=float,
+            metavar="X",
+            help="of a force over the members of a committee, eV/Å (no bound)",
+        )
     add("--region", help="ignore, or freeze what leaves the training data (ignore)")
     add(
         "--margin-A",
@@ -169,22 +179,13 @@ def _add_bounds(parser: Any, temperature: bool = True) -> None:
     )
 
 
-def _states(text: str) -> list[list[int]]:
-    from mlff.cli.runs import state_pairs
-
-    try:
-        return state_pairs(text)
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
 def _md(arguments: argparse.Namespace) -> int:
     from mlff.cli.runs import MDConfig, read_config
     from mlff.md import MDOptions, run_md
     from mlff.report import Run, report_md
 
     config = read_config(MDConfig, arguments)
-    folder = _check_folder(config.out, TRAJECTORY, arguments)
+    folder = run_folder(config.out, TRAJECTORY, arguments)
     integrator = config.integrator()
     systems = _systems(config)
     _check_frames(systems[:: config.replicas])
@@ -226,20 +227,6 @@ def _md(arguments: argparse.Namespace) -> int:
         _export(folder, config.export, not arguments.quiet)
     print(f"written to {folder}/")
     return 1 if result.frozen else 0
-
-
-def _check_folder(out: str, product: str, arguments: argparse.Namespace) -> Path:
-    """The folder to write into, if that may be done."""
-    folder = output_folder(out)
-    there = (folder / product).exists()
-    if there and not (arguments.force or arguments.resume):
-        raise InputError(
-            f"{folder / product} exists: go on with --resume, replace it with --force, "
-            "or choose another --out"
-        )
-    if arguments.resume and not there:
-        print(f"{folder} holds nothing to go on with: starting", file=sys.stderr)
-    return folder
 
 
 def _systems(config: "MDConfig") -> list["Atoms"]:
@@ -322,6 +309,12 @@ def _add_relax(verbs: Any) -> None:
     )
     add("--optimizer", help="lbfgs or fire (lbfgs)")
     add("--max-steps", type=int, metavar="N", help="of each system (500)")
+    add(
+        "--hold",
+        action="append",
+        metavar='"KIND ATOMS"',
+        help='a coordinate that keeps its value, like "angle 1 0 2"; any number',
+    )
     _add_bounds(parser, temperature=False)
     parser.set_defaults(go_on=_GO_ON)
 
@@ -332,7 +325,7 @@ def _relax(arguments: argparse.Namespace) -> int:
     from mlff.report import report_relaxation
 
     config = read_config(RelaxConfig, arguments)
-    folder = _check_folder(config.out, FINISHED, arguments)
+    folder = run_folder(config.out, FINISHED, arguments)
     systems = read_structures(config.structures, config.charge, config.spin)
     _check_frames(systems)
     potential = config.potential()
@@ -350,6 +343,7 @@ def _relax(arguments: argparse.Namespace) -> int:
             resume=arguments.resume,
             overwrite=arguments.force,
             progress=not arguments.quiet,
+            hold=config.hold,
         ),
     )
     print(report_relaxation(results, folder))

@@ -1,6 +1,7 @@
 """What the verbs share: how they are declared, and reading structures with a state."""
 
 import argparse
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,16 @@ def add_state_options(parser: Any) -> None:
     )
 
 
+def states_option(text: str) -> list[list[int]]:
+    """Read ``--states "0,1 0,3"``: charge and multiplicity of each."""
+    from mlff.cli.runs import state_pairs
+
+    try:
+        return state_pairs(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def output_folder(out: str) -> Path:
     """Return the folder to write into, if it may be made; it need not exist.
 
@@ -48,6 +59,29 @@ def output_folder(out: str) -> Path:
         raise InputError(f"{folder}: there is no folder {folder.parent}; create it")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is not a folder; choose another name for --out")
+    return folder
+
+
+def run_folder(out: str, product: str, arguments: argparse.Namespace) -> Path:
+    """Return the folder of a run that can be resumed; it need not exist.
+
+    Args:
+        out: the folder.
+        product: file that shows that the verb has written there.
+        arguments: of the command, with ``force`` and ``resume``.
+
+    Raises:
+        InputError: what is there may be neither resumed nor replaced.
+    """
+    folder = output_folder(out)
+    there = (folder / product).exists()
+    if there and not (arguments.force or arguments.resume):
+        raise InputError(
+            f"{folder / product} exists: go on with --resume, replace it with --force, "
+            "or choose another --out"
+        )
+    if arguments.resume and not there:
+        print(f"{folder} holds nothing to go on with: starting", file=sys.stderr)
     return folder
 
 

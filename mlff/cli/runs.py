@@ -46,7 +46,8 @@ class MDConfig:
 
     Attributes:
         structures: files whose frames are the systems.
-        model: name of a shipped model, or a file.
+        model: name of a shipped model, or a file; several, separated by commas, are the
+            members of a committee.
         out: folder to write into.
         charge: of every frame; from the files if not given.
         spin: multiplicity 2S+1, likewise.
@@ -192,13 +193,15 @@ class RelaxConfig:
 
     Attributes:
         structures: files whose frames are the systems.
-        model: name of a shipped model, or a file.
+        model: name of a shipped model, or a file; several, separated by commas, are the
+            members of a committee.
         out: folder to write into.
         charge: of every frame; from the files if not given.
         spin: multiplicity 2S+1, likewise.
         fmax: largest force that may be left, eV/Å.
         optimizer: ``"lbfgs"`` or ``"fire"``.
         max_steps: of each system.
+        hold: coordinates of every system that keep their values: ``"angle 1 0 2"``.
         limits: bounds on the way.
         device: ``"cpu"`` or ``"cuda"``.
         dtype: of the network; that of the model file if not given.
@@ -212,6 +215,7 @@ class RelaxConfig:
     fmax: float = 0.01
     optimizer: str = "lbfgs"
     max_steps: int = 500
+    hold: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
     device: str = "cpu"
     dtype: str | None = None
@@ -319,7 +323,14 @@ def _anchored(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         ]
     if isinstance(out.get("out"), str):
         out["out"] = str(folder / out["out"])
-    model = out.get("model")
-    if isinstance(model, str) and (folder / model).is_file():
-        out["model"] = str(folder / model)
+    if isinstance(out.get("model"), str):
+        out["model"] = _anchored_model(out["model"], folder)
     return out
+
+
+def _anchored_model(model: str, folder: Path) -> str:
+    """A model of a run file; the members of a committee are separated by commas."""
+    names = [model] if (folder / model).is_file() else model.split(",")
+    return ",".join(
+        str(folder / name) if (folder / name).is_file() else name for name in names
+    )

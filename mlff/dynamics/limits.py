@@ -5,7 +5,7 @@ to its last good step and stays there; all others go on. The decision is made on
 device in every step, from forces that have not moved an atom yet.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import IntEnum
 from numbers import Real
 from typing import Any, Self
@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from mlff.committee import check_committee
 from mlff.dynamics.phase import MDState
 from mlff.errors import InputError
 from mlff.potential import Potential
@@ -27,6 +28,7 @@ class Status(IntEnum):
     FORCE = 2
     TEMPERATURE = 3
     REGION = 4
+    DEVIATION = 5
 
     @property
     def reason(self) -> str:
@@ -40,6 +42,8 @@ _REASONS = {
     Status.FORCE: "a force passed max_force_eV_per_A",
     Status.TEMPERATURE: "the temperature passed max_temperature_K",
     Status.REGION: "it left the region seen in training",
+    Status.DEVIATION: "the committee disagreed: a force deviation passed "
+    "max_deviation_eV_per_A",
 }
 
 
@@ -71,6 +75,10 @@ class Limits:
     Attributes:
         max_force_eV_per_A: largest force on an atom, eV/Å.
         max_temperature_K: largest kinetic temperature of a system, K.
+        max_deviation_eV_per_A: largest deviation of the force on an atom over the
+            members of a :class:`mlff.Committee`, eV/Å: the square root of the sum of
+            the variances of its components, each a sample variance. ``None`` for no
+            bound. For dynamics; relaxations refuse it.
         region: ``"ignore"``, or ``"freeze"`` for systems that leave the region seen in
             training (:mod:`mlff.region`).
         margin_A: how far outside a range of it a distance may be, Å.
@@ -79,12 +87,16 @@ class Limits:
 
     max_force_eV_per_A: float = 100.0
     max_temperature_K: float = 20_000.0
+    max_deviation_eV_per_A: float | None = None
     region: str = "ignore"
     margin_A: float = MARGIN_A
     margin_degrees: float = MARGIN_DEGREES
 
     def __post_init__(self) -> None:
-        for name in ("max_force_eV_per_A", "max_temperature_K"):
+        bounds = ["max_force_eV_per_A", "max_temperature_K"]
+        if self.max_deviation_eV_per_A is not None:
+            bounds.append("max_deviation_eV_per_A")
+        for name in bounds:
             value = getattr(self, name)
             if not _is_real(value) or not value > 0:
                 raise InputError(f"`{name}` must be a positive number, got {value!r}")
@@ -98,6 +110,23 @@ class Limits:
             if not _is_real(value) or not value >= 0:
                 raise InputError(f"`{name}` must be zero or positive, got {value!r}")
             object.__setattr__(self, name, float(value))
+
+    def settings(self) -> dict[str, Any]:
+        """Return the bounds as JSON types, for resuming; unset ones left out.
+
+        A run of before there was such a bound can be resumed so.
+        """
+        return {k: v for k, v in asdict(self).items() if v is not None}
+
+    @property
+    def watches_deviation(self) -> bool:
+        """Whether the force field must give deviations."""
+        return self.max_deviation_eV_per_A is not None
+
+    def check(self, potential: Potential) -> None:
+        """Raise :class:`InputTypeError` unless a potential can give what is bounded."""
+        if self.watches_deviation:
+            check_committee(potential, "max_deviation_eV_per_A")
 
     def watched(self, potential: Potential) -> Region | None:
         """Return the region to watch, if any.
@@ -145,6 +174,12 @@ class Limits:
         status = torch.zeros_like(finite, dtype=torch.int8)
         if state.outside is not None and self.region == "freeze":
             status = status.masked_fill(state.outside, Status.REGION)
+        if state.deviation is not None and self.max_deviation_eV_per_A is not None:
+            widest = zeros.scatter_reduce(
+                0, state.batch.system, state.deviation, "amax"
+            )
+            apart = widest > self.max_deviation_eV_per_A
+            status = status.masked_fill(apart, Status.DEVIATION)
         status = status.masked_fill(
             temperature > self.max_temperature_K, Status.TEMPERATURE
         )

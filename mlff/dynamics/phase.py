@@ -32,6 +32,8 @@ class MDState:
         forces: (n_atoms, 3), eV/Å; zero on atoms that may not move.
         stress: (n_systems, 3, 3), eV/Å³, or ``None``.
         outside: systems outside the region seen in training, (n_systems,), or ``None``.
+        deviation: of the force on each atom over the members of a committee, eV/Å, zero
+            on atoms that may not move, (n_atoms,); or ``None``.
         heat: energy put in by thermostat and barostat, (n_systems,), eV.
         dof: degrees of freedom N_f of the kinetic energy, (n_systems,), float64.
         seed: of the noise, (n_systems,), int64.
@@ -46,6 +48,7 @@ class MDState:
     forces: Tensor
     stress: Tensor | None
     outside: Tensor | None
+    deviation: Tensor | None = None
     heat: Tensor
     dof: Tensor
     seed: Tensor
@@ -72,6 +75,9 @@ class MDState:
             forces=evaluation.forces * self.mobile[:, None],
             stress=evaluation.stress,
             outside=evaluation.outside,
+            deviation=None
+            if evaluation.deviation is None
+            else evaluation.deviation * self.mobile,
         )
 
     def kicked(self, time: float) -> Self:

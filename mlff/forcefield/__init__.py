@@ -35,12 +35,18 @@ class Evaluation:
             ``None`` unless asked for.
         outside: whether a system has left the region seen in training, (n_systems,),
             bool; ``None`` unless a region is watched.
+        positions: where the systems were evaluated, (n_atoms, 3), Å, if what gave the
+            forces has moved them from where they were given; else ``None``.
+        deviation: of the force on each atom over the members of a committee, the norm
+            of those of its components, (n_atoms,), eV/Å; ``None`` unless asked for.
     """
 
     energy: Tensor
     forces: Tensor
     stress: Tensor | None
     outside: Tensor | None
+    positions: Tensor | None = None
+    deviation: Tensor | None = None
 
 
 class ForceField:
@@ -55,6 +61,7 @@ class ForceField:
         skin: margin of the neighbor lists, Å; :data:`SKIN` if not given.
         stress: whether to evaluate the stress too.
         region: what training has seen; sets ``Evaluation.outside``.
+        deviation: whether to evaluate deviations too; the potential is a committee.
         memory_bytes: bound of the memory of one call; if not given, a share of what is
             free.
 
@@ -71,6 +78,7 @@ class ForceField:
         skin: float | None = None,
         stress: bool = False,
         region: Region | None = None,
+        deviation: bool = False,
         memory_bytes: int | None = None,
     ) -> None:
         if batch.n_systems == 0:
@@ -83,7 +91,9 @@ class ForceField:
         self.potential = potential
         self.region = region
         self._start = batch.positions.clone(), batch.cell.clone()
-        self._properties = ("energy", "forces", *(("stress",) if stress else ()))
+        further = {"stress": stress, "forces_deviation": deviation}
+        asked = (name for name, wanted in further.items() if wanted)
+        self._properties = ("energy", "forces", *asked)
         with exact(potential.device):
             self._parts = Parts(
                 potential,
@@ -123,11 +133,13 @@ class ForceField:
         with exact(self.potential.device):
             batch, good = self._sound(batch)
             out = self._parts.evaluate(batch, self._call)
+        deviation = out.get("forces_deviation")
         return Evaluation(
             energy=out["energy"].where(good, math.nan),
             forces=out["forces"].where(good[batch.system, None], math.nan),
             stress=out.get("stress"),
             outside=out.get("outside"),
+            deviation=None if deviation is None else deviation.norm(dim=1),
         )
 
     def _sound(self, batch: AtomsBatch) -> tuple[AtomsBatch, Tensor]:

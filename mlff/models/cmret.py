@@ -38,7 +38,6 @@ from mlff.nn.linear import Linear, linear
 from mlff.nn.segments import edge_moments, edge_sum, gather
 from mlff.nn.vectors import add_in_space
 
-
 #: ``attention`` of a network without.
 NO_ATTENTION = "none"
 

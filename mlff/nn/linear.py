@@ -5,6 +5,9 @@ of their vector width; oneDNN, which PyTorch carries as well, uses all of it: 10
 235 GFLOP/s on one core of a Zen 5. Values and derivatives of every order are the same.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, cast
 
 import torch
@@ -17,6 +20,18 @@ _MANY = 2**14
 # What torch.compile puts in the place of a linear map. It is no public name: without
 # it everything works, but slower.
 _product: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
+_vectorized: ContextVar[bool] = ContextVar("vectorized", default=False)
+
+
+@contextmanager
+def vectorized() -> Iterator[None]:
+    """Use, inside, only products that ``torch.vmap`` knows, in a form that suits it."""
+    token = _vectorized.set(True)
+    try:
+        yield
+    finally:
+        _vectorized.reset(token)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -31,6 +46,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         (…, n_out).
     """
     if not _fast(x, weight, bias):
+        if x.dim() > 2 and _vectorized.get():
+            # Rows of one matrix: else every one of them gets a copy of the weights.
+            rows = F.linear(x.flatten(0, -2), weight, bias)
+            return rows.unflatten(0, x.shape[:-1])
         return F.linear(x, weight, bias)
     out: Tensor = _Product.apply(x, weight, bias)
     return out
@@ -43,6 +62,7 @@ def _fast(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and _product is not None
         and x.device.type == "cpu"
         and x.dtype == torch.float32
+        and not _vectorized.get()
         and not weight.requires_grad
         and not (bias is not None and bias.requires_grad)
     )

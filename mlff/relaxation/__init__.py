@@ -19,10 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 from ase import Atoms
+from torch import Tensor
 from tqdm import tqdm
 
 from mlff.batch import AtomsBatch
 from mlff.constraints import mobile_atoms
+from mlff.coordinates import Coordinate
 from mlff.device import exact
 from mlff.dynamics.limits import Limits
 from mlff.errors import InputError, InputTypeError
@@ -31,6 +33,7 @@ from mlff.potential import Potential
 from mlff.relaxation.descent import Optimizer
 from mlff.relaxation.flight import Flight, FlightPlan
 from mlff.relaxation.framelog import FrameLog
+from mlff.relaxation.held import held_values
 from mlff.relaxation.optimizers import FIRE, LBFGS
 from mlff.relaxation.relaxed import Relaxed, Results
 from mlff.start import check_contacts, digest
@@ -61,6 +64,9 @@ class RelaxOptions:
         overwrite: replace an existing ``out``.
         skin_A: margin of the neighbor lists, Å; ``None`` for what suits the device.
         progress: show a bar.
+        hold: internal coordinates of every system that keep the values they begin
+            with, like ``"angle 1 0 2"``. Forces of results are without their parts
+            along these.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -70,6 +76,7 @@ class RelaxOptions:
     overwrite: bool = False
     skin_A: float | None = None
     progress: bool = True
+    hold: tuple[Coordinate | str, ...] = ()
 
 
 def relax(
@@ -129,12 +136,14 @@ def relax(
             region=options.limits.watched(potential),
             max_systems=options.max_systems,
             skin=options.skin_A,
+            hold=_hold(options.hold, mobile),
         )
+        targets = held_values(whole, plan.hold)
         results = Results(systems, whole, mobile)
         if options.out is not None:
             log = stack.enter_context(_log(Path(options.out), options))
             results.record(log, _settings(plan, options.limits))
-        flight = Flight(plan, whole, mobile, results.missing())
+        flight = Flight(plan, whole, mobile, targets, results.missing())
         n_steps = CHECK_EVERY[potential.device.type]
         with _Bar(len(systems), results, options.progress) as bar:
             while flight.exchange():
@@ -189,11 +198,30 @@ def _settings(plan: FlightPlan, limits: Limits) -> str:
         **asdict(plan.optimizer),
         "fmax": plan.fmax,
         "max_steps": plan.max_steps,
-        "limits": asdict(limits),
+        "limits": limits.settings(),
         "potential": digest(*plan.potential.state_dict().values()),
         "dtype": str(plan.potential.dtype),
     }
+    if plan.hold:  # left out else, so that older files can be resumed
+        content["hold"] = list(map(str, plan.hold))
     return json.dumps(content)
+
+
+def _hold(given: Any, mobile: Tensor) -> tuple[Coordinate, ...]:
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise InputTypeError(
+            f"`hold` must be a list of coordinates like 'angle 1 0 2', got {given!r}"
+        )
+    hold = tuple(map(Coordinate.of, given))
+    if hold and not mobile.all():
+        raise InputError(
+            "`hold` and FixAtoms cannot be had together; remove the constraints with "
+            "atoms.set_constraint()"
+        )
+    for k, one in enumerate(hold):
+        if any(map(one.same_as, hold[:k])):
+            raise InputError(f"`hold` names {one} twice")
+    return hold
 
 
 def _method(optimizer: Any) -> Optimizer[Any]:
@@ -216,6 +244,11 @@ def _check_call(
         )
     if not isinstance(options.limits, Limits):
         raise InputTypeError(f"`limits` must be a Limits, got {options.limits!r}")
+    if options.limits.watches_deviation:
+        raise InputError(
+            "`limits.max_deviation_eV_per_A` is for dynamics; after a relaxation ask "
+            "mlff.deviations(committee, systems)"
+        )
     if not isinstance(potential, Potential):
         raise InputTypeError(
             "`potential` must be a Potential, for example mlff.load('ch2'), got "

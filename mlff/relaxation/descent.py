@@ -25,7 +25,8 @@ from mlff.batch import AtomsBatch
 from mlff.errors import InputError
 from mlff.forcefield import Evaluation
 
-#: What gives energies and forces: a :class:`mlff.forcefield.ForceField`.
+#: What gives energies and forces: a :class:`mlff.forcefield.ForceField`, perhaps behind
+#: something that puts systems back to where they may be.
 Forces = Callable[[AtomsBatch], Evaluation]
 
 State = TypeVar("State", bound="Descent")
@@ -196,6 +197,9 @@ class Optimizer(ABC, Generic[State]):
         move = self._shortened(state, move)
         trial = state.batch.replace(positions=state.batch.positions + move)
         found = forces(trial)
+        if found.positions is not None:
+            trial = trial.replace(positions=found.positions)
+            move = trial.positions - state.batch.positions
         cause = self._judge(state, found, max_force)
         taken = (cause == Cause.NONE) & ~state.frozen
         rows = taken[state.batch.system, None]

@@ -14,11 +14,20 @@ import torch
 from torch import Tensor
 
 from mlff.batch import AtomsBatch
+from mlff.coordinates import Coordinate
 from mlff.forcefield import ForceField
 from mlff.forcefield.memory import free_bytes
 from mlff.potential import Potential
 from mlff.region import Region
-from mlff.relaxation.descent import Cause, Descent, Optimizer, atoms_of, largest
+from mlff.relaxation.descent import (
+    Cause,
+    Descent,
+    Forces,
+    Optimizer,
+    atoms_of,
+    largest,
+)
+from mlff.relaxation.held import HeldForces
 from mlff.relaxation.relaxed import Landing
 
 #: A system is given up when it may not even move this far, Å.
@@ -55,6 +64,7 @@ class FlightPlan:
         region: that no move may leave.
         max_systems: in flight at a time; as many as fit into memory if ``None``.
         skin: of the neighbor lists, Å; ``None`` for what suits the device.
+        hold: coordinates of every system that keep the values they begin with.
     """
 
     potential: Potential
@@ -65,6 +75,7 @@ class FlightPlan:
     region: Region | None
     max_systems: int | None
     skin: float | None
+    hold: tuple[Coordinate, ...] = ()
 
     def reason(self, outcome: Outcome, cause: Cause) -> str:
         """Return why a system has not converged; empty if it has."""
@@ -97,16 +108,23 @@ class Flight:
         plan: what moves them.
         systems: all of them, on the CPU.
         mobile: atoms that may move, (n_atoms,), bool.
+        targets: values of what is held, (n_systems, n_hold), Å and degrees.
         waiting: indices of those that are to fly, in this order.
     """
 
     def __init__(
-        self, plan: FlightPlan, systems: AtomsBatch, mobile: Tensor, waiting: list[int]
+        self,
+        plan: FlightPlan,
+        systems: AtomsBatch,
+        mobile: Tensor,
+        targets: Tensor,
+        waiting: list[int],
     ) -> None:
         self._plan, self._device = plan, plan.potential.device
         self._systems, self._sizes = systems, systems.counts().tolist()
         self._mobile = mobile.split(self._sizes)
         self._waiting = waiting[::-1]
+        self._targets = targets
         free = _MEMORY_SHARE * free_bytes(self._device)
         self._max_atoms = int(free / plan.optimizer.bytes_per_atom)
         self._index = np.zeros(0, dtype=np.int64)
@@ -140,12 +158,13 @@ class Flight:
         )
         self._index = np.concatenate([np.array(come, np.int64), self._index[kept]])
         self._landed = np.zeros(len(self._index), dtype=bool)
-        self._forces = ForceField(
-            self._plan.potential,
-            self._flying.state.batch,
-            skin=self._plan.skin,
-            region=self._plan.region,
+        batch, plan = self._flying.state.batch, self._plan
+        self._forces: Forces = ForceField(
+            plan.potential, batch, skin=plan.skin, region=plan.region
         )
+        if plan.hold:
+            targets = self._targets[self._index].to(self._device)
+            self._forces = HeldForces(self._forces, batch, plan.hold, targets)
         return True
 
     def _called(self, flying: list[int]) -> list[int]:

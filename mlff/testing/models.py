@@ -283,7 +283,7 @@ def file_gives_the_same_numbers(potential: Potential) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "potential.safetensors"
         potential.save(path)
-        loaded = Potential.load(path, potential.device)
+        loaded = type(potential).load(path, potential.device)
     # Frozen like the loaded one: autograd orders its sums by what needs a gradient.
     frozen = copy.deepcopy(potential).eval().requires_grad_(False)
     first, second = (evaluate(p, sample_systems()) for p in (frozen, loaded))

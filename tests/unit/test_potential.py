@@ -303,6 +303,28 @@ def test_compositions_outside_training_are_warned_about_once():
         predict(potential, [molecule("CH2_s1A1d")], charge=0, spin=1)
 
 
+def test_a_state_that_another_molecule_was_seen_in_is_warned_about():
+    """CH2⁻ in training says nothing about H2O⁻."""
+    info = dataclasses.replace(
+        INFO,
+        elements=(1, 6, 8),
+        states=((-1, 2), (0, 1)),
+        formulas=("CH2", "H2O"),
+        formula_states={"CH2": ((-1, 2), (0, 1)), "H2O": ((0, 1),)},
+    )
+    options = {"name": "cmret", "n_features": 8, "n_layers": 1}
+    potential = Potential.build(options, {}, info)
+    water, carbene = molecule("H2O"), molecule("CH2_s1A1d")
+    carbene.arrays.pop("initial_magmoms", None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        predict(potential, [carbene, water], charge=[-1, 0], spin=[2, 1])
+    with pytest.warns(MlffWarning, match=r"H2O, charge -1, multiplicity 2, was not in"):
+        predict(potential, [carbene, water], charge=-1, spin=2)
+    again = TrainingInfo.from_json(json.loads(json.dumps(dataclasses.asdict(info))))
+    assert again == info
+
+
 def test_modes_that_the_caller_switched_on_change_nothing(potential):
     expected = predict(potential, sample_systems())
     for mode in (
