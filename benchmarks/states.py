@@ -1,0 +1,190 @@
+"""One network for many electronic states: errors, vertical differences, embeddings.
+
+python benchmarks/states.py errors [--model states]   # of each molecule in each state
+python benchmarks/states.py embeddings [--epochs 100] # internal, cmret, none
+
+``errors`` predicts the test part of the split that the model was trained on (the file
+of the model says which) and compares energies, forces and the differences of labels at
+one geometry: energies to remove an electron from each state of the neutral and of the
+anion, and gaps between the two multiplicities of a charge. ``embeddings`` trains the
+three embeddings of charge and spin on that split for the same number of epochs and says
+which states each cannot tell apart, and how much the energy changes when a molecule is
+turned. Runs are kept in --out; a killed benchmark goes on.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import combinations, product
+from pathlib import Path
+
+import numpy as np
+import torch
+from ase import Atoms
+from scipy.spatial.transform import Rotation
+
+import mlff
+from mlff.data import load_dataset, symmetry_split
+from mlff.frames import read_frames
+
+HERE = Path(__file__).parent.parent / "data_gen"
+RECIPE = HERE / "train_states.toml"
+LABELS = HERE / "states.xyz"
+
+#: Energies closer than this are one energy, eV.
+SAME = 1e-5
+
+Key = tuple[int, int]
+
+
+def test_frames(sizes: tuple[int, int, int], seed: int) -> list[Atoms]:
+    """The labelled frames that a training with this split was tested on."""
+    frames = read_frames(LABELS)
+    rows = symmetry_split(load_dataset(LABELS), sizes, seed)[2]
+    return [frames[row] for row in rows]
+
+
+def state_of(atoms: Atoms) -> Key:
+    return int(atoms.info["charge"]), int(atoms.info["spin"])
+
+
+def by_geometry(
+    frames: list[Atoms], energies: np.ndarray
+) -> Iterator[dict[Key, float]]:
+    """Energies of all states of each geometry in turn."""
+    groups: dict[tuple[str, int], dict[Key, float]] = defaultdict(dict)
+    for atoms, energy in zip(frames, energies, strict=True):
+        place = (atoms.info["config_type"], int(atoms.info["geometry"]))
+        groups[place][state_of(atoms)] = float(energy)
+    yield from groups.values()
+
+
+def differences(frames: list[Atoms], energies: np.ndarray) -> dict[str, np.ndarray]:
+    """Vertical differences of energies at one geometry, eV, by kind."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for levels in by_geometry(frames, energies):
+        for (charge, spin), (other, higher) in product(levels, repeat=2):
+            difference = levels[other, higher] - levels[charge, spin]
+            if other == charge and higher == spin + 2:
+                found[f"gap, charge {charge:+d}"].append(difference)
+            if other == charge + 1 and abs(higher - spin) == 1:
+                name = "ionisation energy" if charge == 0 else "electron affinity"
+                found[name].append(difference)
+    return {name: np.array(values) for name, values in sorted(found.items())}
+
+
+def errors(potential: mlff.Potential, frames: list[Atoms]) -> str:
+    """Tables of mean absolute errors: states, molecules in states, differences."""
+    found = mlff.predict(potential, frames)
+    energy = np.array([o["energy"] for o in found])
+    label = np.array([a.info["REF_energy"] for a in frames])
+    wrong = 1e3 * np.abs(energy - label)
+    forces = [
+        1e3 * np.abs(o["forces"] - a.arrays["REF_forces"]).mean()
+        for o, a in zip(found, frames, strict=True)
+    ]
+    lines = ["", f"{'':20s}{'labels':>8s}{'E/meV':>9s}{'F/meV/Å':>9s}"]
+    rows: dict[str, list[int]] = defaultdict(list)
+    for index, atoms in enumerate(frames):
+        charge, spin = state_of(atoms)
+        rows["all"].append(index)
+        rows[f"({charge:+d}, {spin})"].append(index)
+        rows[f"{atoms.info['config_type']} ({charge:+d}, {spin})"].append(index)
+    for name in sorted(rows, key=lambda n: (n != "all", n[0] != "(", n)):
+        which = rows[name]
+        lines.append(
+            f"{name:20s}{len(which):8d}{wrong[which].mean():9.2f}"
+            f"{np.mean([forces[k] for k in which]):9.2f}"
+        )
+    lines += ["", f"{'vertical difference':24s}{'n':>6s}{'MAE/meV':>9s}{'max':>9s}"]
+    reference = differences(frames, label)
+    for name, values in differences(frames, energy).items():
+        off = 1e3 * np.abs(values - reference[name])
+        lines.append(f"{name:24s}{len(off):6d}{off.mean():9.2f}{off.max():9.2f}")
+    return "\n".join(lines)
+
+
+def merged(potential: mlff.Potential, frames: list[Atoms]) -> str:
+    """Pairs of states of one molecule to which a potential gives one energy."""
+    pairs: dict[str, int] = defaultdict(int)
+    total = 0
+    for name in sorted({a.info["config_type"] for a in frames}):
+        mine = [a for a in frames if a.info["config_type"] == name]
+        energy = [o["energy"] for o in mlff.predict(potential, mine, ("energy",))]
+        for levels in by_geometry(mine, np.array(energy)):
+            for a, b in combinations(sorted(levels), 2):
+                total += 1
+                if abs(levels[a] - levels[b]) < SAME:
+                    pairs[f"{name} ({a[0]:+d}, {a[1]}) = ({b[0]:+d}, {b[1]})"] += 1
+    listed = "; ".join(sorted(pairs)) if pairs else "none"
+    return f"{sum(pairs.values())} of {total} pairs of states merged: {listed}"
+
+
+def rotation_spread(potential: mlff.Potential, frames: list[Atoms]) -> float:
+    """Largest change of an energy under 20 rotations, meV, in float64."""
+    exact, worst = potential.to(torch.float64), 0.0
+    turns = Rotation.random(20, random_state=0)
+    for atoms in frames[:: max(len(frames) // 40, 1)]:
+        turned = []
+        for turn in turns:
+            copy = atoms.copy()
+            copy.positions = turn.apply(atoms.positions)
+            turned.append(copy)
+        energy = [o["energy"] for o in mlff.predict(exact, turned, ("energy",))]
+        worst = max(worst, 1e3 * float(np.ptp(energy)))
+    return worst
+
+
+def embeddings(arguments: argparse.Namespace) -> None:
+    """Train the three embeddings alike and print what each can and cannot do."""
+    base = mlff.TrainConfig.load(RECIPE)
+    sizes = (base.data.train, base.data.validation, base.data.test)
+    for name in ("internal", "cmret", "none"):
+        out = arguments.out / f"{name}_{arguments.epochs}"
+        config = replace(
+            base,
+            out=str(out),
+            model={**base.model, "charge_spin": name},
+            training=replace(base.training, epochs=arguments.epochs),
+        )
+        if not (out / "metrics.json").exists():
+            mlff.fit(config)
+        test = json.loads((out / "metrics.json").read_text())["test"]
+        potential = mlff.load(out / "best.safetensors")
+        frames = test_frames(sizes, base.seed)
+        print(
+            f"{name}: {test['all']['energy_mae_meV']:.2f} meV, "
+            f"{test['all']['forces_mae_meV_per_A']:.2f} meV/Å; turned: "
+            f"{rotation_spread(potential, frames):.2g} meV"
+        )
+        for state, row in test.items():
+            print(f"   {state:32s}{row['energy_mae_meV']:10.2f} meV")
+        print(f"   {merged(potential, frames)}", flush=True)
+
+
+def main() -> None:
+    """Print one of the two reports."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("part", choices=("errors", "embeddings"))
+    parser.add_argument("--model", default="states")
+    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--out", type=Path, default=Path("runs/embeddings"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.part == "embeddings":
+        embeddings(arguments)
+        return
+    potential = mlff.load(arguments.model)
+    provenance = potential.info.provenance
+    asked = provenance["config"]["data"]
+    sizes = (asked["train"], asked["validation"], asked["test"])
+    frames = test_frames(sizes, provenance["split"]["seed"])
+    print(errors(potential, frames))
+
+
+if __name__ == "__main__":
+    main()
