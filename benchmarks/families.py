@@ -207,6 +207,9 @@ def plot(rows: list[dict[str, Any]], path: str) -> None:
                 label=shown,
             )
         axes.set(xscale="log", yscale="log", xlabel=title)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter("{x:g}")
     panels[0].set_ylabel("force MAE on unseen CH2, meV/Å")
     panels[1].legend(title="□ symmetric split, ○ random")
     figure.savefig(path, dpi=120)
