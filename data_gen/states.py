@@ -7,15 +7,16 @@
 Eleven molecules in every sensible charge −1, 0, +1 and the two lowest multiplicities of
 each: see ``SPECIES``. Anions appear only in states that keep the electron (``bound``
 shows them): a diffuse basis gives any other a number too, that of a neutral molecule
-and an electron in the largest orbital at hand.
+and an electron in the largest orbital at hand. Quartets of H2O⁺, NH3⁺, CH4⁺ and H2CO⁺
+are left out: they lie more than 6 eV above the doublet, among many others.
 
 Geometries belong to the molecule, and every state is computed at all of them, so that
 ionisation energies, electron affinities and gaps are vertical differences of labels.
 A geometry starts somewhere between the minimum of the ground state and that of another
 state (both relaxed at ``SAMPLING``), moves along the harmonic modes of the ground state
 by the amplitudes of a harmonic oscillator at ``TEMPERATURE_K``, clipped at 2.5 standard
-deviations, and in every third geometry one bond is drawn to 0.85 … 1.6 of its length.
-Molecules and states take turns, so that a part of the set is a balanced set.
+deviations, and in every third geometry one bond is drawn: see ``STRETCH``. Molecules
+and states take turns, so that a part of the set is a balanced set.
 
 B3LYP with VWN5 (``b3lyp5``) in def2-SVPD, which has diffuse functions, unrestricted in
 every state. Solutions that are not minima are followed down; what does not become one
@@ -49,10 +50,11 @@ SAMPLING = DFTSettings(
 TEMPERATURE_K = 1000.0
 
 #: Number of geometries by number of atoms.
-GEOMETRIES = {2: 32, 3: 68, 4: 92, 5: 112}
+GEOMETRIES = {2: 26, 3: 68, 4: 140, 5: 160}
 
-#: Every third geometry has one bond drawn to this range of its length.
-STRETCH = (0.85, 1.6)
+#: Every third geometry has one bond drawn to this range of its length, by number of
+#: atoms.
+STRETCH = {2: (0.85, 1.6), 3: (0.85, 1.35), 4: (0.85, 1.35), 5: (0.85, 1.35)}
 
 States = tuple[tuple[int, int], ...]
 
@@ -104,7 +106,7 @@ SPECIES = {
         ((0, 1), (0, 2)),
     ),
     "H2O": Species(
-        ((0, 1), (0, 3), (1, 2), (1, 4)),
+        ((0, 1), (0, 3), (1, 2)),
         ((0, 1), (1, 2)),
         ((0, 1), (0, 2)),
     ),
@@ -114,17 +116,17 @@ SPECIES = {
         ((0, 1), (0, 2), (0, 3)),
     ),
     "NH3": Species(
-        ((0, 1), (0, 3), (1, 2), (1, 4)),
+        ((0, 1), (0, 3), (1, 2)),
         ((0, 1), (1, 2)),
         ((0, 1), (0, 2), (0, 3)),
     ),
     "CH4": Species(
-        ((0, 1), (0, 3), (1, 2), (1, 4)),
+        ((0, 1), (0, 3), (1, 2)),
         ((0, 1), (1, 2)),
         ((0, 1), (0, 2), (0, 3), (0, 4)),
     ),
     "H2CO": Species(
-        ((0, 1), (0, 3), (1, 2), (1, 4)),
+        ((0, 1), (0, 3), (1, 2)),
         ((0, 1), (0, 3), (1, 2)),
         ((1, 0), (1, 2), (1, 3)),
     ),
@@ -198,7 +200,7 @@ def geometries(name: str, minima: list[Atoms]) -> list[np.ndarray]:
     names = sorted(k for k in first.arrays if k.startswith("mode_"))
     deviations = np.array([first.arrays[k] for k in names])
     generator = qmc.Sobol(len(names) + 4, rng=np.random.default_rng(len(first)))
-    count = GEOMETRIES[len(first)]
+    count, (shortest, longest) = GEOMETRIES[len(first)], STRETCH[len(first)]
     points = generator.random_base2(int(np.ceil(np.log2(count))))[:count]
     out = []
     for index, (*z, which, way, bond, factor) in enumerate(points):
@@ -208,7 +210,7 @@ def geometries(name: str, minima: list[Atoms]) -> list[np.ndarray]:
         positions = positions + np.einsum("m,max->ax", amplitudes, deviations)
         if index % 3 == 2:
             center, end = species.bonds[int(bond * len(species.bonds))]
-            ratio = STRETCH[0] + factor * (STRETCH[1] - STRETCH[0])
+            ratio = shortest + factor * (longest - shortest)
             vector = positions[end] - positions[center]
             positions[end] = positions[center] + ratio * vector
         out.append(positions)
@@ -217,7 +219,7 @@ def geometries(name: str, minima: list[Atoms]) -> list[np.ndarray]:
 
 def sampled(path: Path) -> Iterator[Atoms]:
     """Yield every geometry in every state; species and states take turns."""
-    minima = read(path, ":", format="extxyz")
+    minima: list[Atoms] = list(read(path, ":", format="extxyz"))
     pools = {}
     for name, species in SPECIES.items():
         taken, minima = minima[: len(species.minima)], minima[len(species.minima) :]
