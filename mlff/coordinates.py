@@ -60,7 +60,7 @@ class Coordinate:
     atoms: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
+        if self.kind not in list(KINDS):
             raise InputError(f"`kind` must be one of {list(KINDS)}, got {self.kind!r}")
         object.__setattr__(self, "atoms", tuple(map(_index, self.atoms)))
         if len(self.atoms) != KINDS[self.kind]:

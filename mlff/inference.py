@@ -80,10 +80,10 @@ def _unseen_states(
             else:
                 subject, seen = str(State(*state)), info.states
                 told.add(state)
+            listed = "; ".join(str(State(*one)) for one in seen)
             yield (
-                f"{subject} was not in the training data (seen: "
-                f"{'; '.join(str(State(*one)) for one in seen)}): energies there are "
-                "extrapolation"
+                f"{subject} was not in the training data (seen: {listed or 'none'}): "
+                "energies there are extrapolation"
             )
 
 

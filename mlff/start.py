@@ -144,7 +144,7 @@ def check_states(
 def state_pair(state: Any) -> tuple[int, int]:
     """Return (charge, multiplicity) as integers; :class:`InputError` if it is not."""
     pair = tuple(state) if isinstance(state, Iterable) else ()
-    whole = [isinstance(x, (int, np.integer)) and x is not True for x in pair]
+    whole = [isinstance(x, (int, np.integer)) and not isinstance(x, bool) for x in pair]
     if len(pair) != 2 or not all(whole):
         raise InputError(
             f"`states` must hold (charge, multiplicity) as integers, got {state!r}"

@@ -200,6 +200,11 @@ def fit_committee(
     data = replace(config.data, split_seed=config.split_seed)
     results = []
     with claimed(out, _COMMITTEE):
+        if (out / f"member_{members}").exists():
+            raise InputError(
+                f"`members`={members}, but `out`={out} holds more of them; ask for as "
+                "many, or choose another folder"
+            )
         for k in range(members):
             folder, seed = out / f"member_{k}", config.seed + k
             if progress:

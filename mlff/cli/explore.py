@@ -29,6 +29,9 @@ _FRAMES_AT_ONCE = 1000
 # Settings of DFT, by the names that ``mlff label`` has for them.
 _OF_DFT = ("xc", "basis", "reference", "grid_level")
 
+# Options of a relaxed scan.
+_OF_RELAX = ("fmax", "optimizer", "max_steps")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScanConfig:
@@ -84,6 +87,13 @@ class ScanConfig:
         for name in _OF_DFT if not self.dft else ():
             if getattr(self, name) is not None:
                 raise InputError(f"`{name}` is of DFT points: ask for some with `dft`")
+        if self.workers != 1 and not self.dft:
+            raise InputError("`workers` is of DFT points: ask for some with `dft`")
+        for name in _OF_RELAX if not self.relax else ():
+            if getattr(self, name) != getattr(type(self), name):
+                raise InputError(
+                    f"`{name}` is of a relaxed scan: ask for it with `relax`"
+                )
 
     def potential(self) -> "Potential":
         """Return what the energies come from."""
@@ -217,6 +227,8 @@ def _scan(arguments: argparse.Namespace) -> int:
     _announce(config, atoms)
     if config.relax:
         folder.mkdir(exist_ok=True)
+    if config.relax and arguments.force:  # what is stopped is not what was there
+        (folder / SETTINGS).unlink(missing_ok=True)
     surface = scan(
         atoms,
         potential,
@@ -236,6 +248,8 @@ def _scan(arguments: argparse.Namespace) -> int:
     )
     folder.mkdir(exist_ok=True)
     _write_settings(folder, task, settings)
+    if arguments.force and not config.relax:  # points of the scan that was there
+        (folder / _RELAXED).unlink(missing_ok=True)
     _write_points(folder / "points.xyz", surface)
     # Before any DFT, which takes long: nothing of this is lost if that is stopped.
     table, failed = report_scan(surface, folder), 0
@@ -309,7 +323,7 @@ def _check_same(folder: Path, task: dict[str, Any]) -> None:
     if not path.exists():  # stopped while it relaxed: those points know their task
         return
     try:
-        before = json.loads(path.read_bytes())["scan"]
+        before = dict(json.loads(path.read_bytes())["scan"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path} is damaged ({error!r}): replace the scan with --force"

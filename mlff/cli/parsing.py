@@ -54,6 +54,8 @@ def output_folder(out: str) -> Path:
     Raises:
         InputError: no folder above it, or something else of that name.
     """
+    if not out:  # which would be the working directory
+        raise InputError("--out is empty; name a folder, or . for this one")
     folder = Path(out)
     if not folder.parent.is_dir():
         raise InputError(f"{folder}: there is no folder {folder.parent}; create it")

@@ -204,7 +204,7 @@ def _search(
         path += ending.path
         left -= ending.n_steps
         last = path[-1]
-        flat = last.gap_slope <= task.fmax
+        flat = last.gap_slope <= task.flat
         if abs(last.gap) <= task.gap_eV or flat or left <= 0:
             break
         nearest = min(path, key=lambda point: abs(point.gap))
@@ -256,11 +256,11 @@ def _explained(path: list[Point], ending: Ending, task: Task, held: bool) -> str
     if abs(last.gap) <= task.gap_eV and last.fmax <= task.fmax:
         return ""
     smallest = min(abs(point.gap) for point in path)
-    if abs(last.gap) > task.gap_eV and last.gap_slope <= task.fmax:
+    if abs(last.gap) > task.gap_eV and last.gap_slope <= task.flat:
         what = " with these coordinates held" if held else ""
         return (
             f"the states do not cross near the start{what}: the gap is "
-            f"{last.gap:+.4f} eV where its gradient vanishes (below {task.fmax:g} "
+            f"{last.gap:+.4f} eV where its gradient vanishes (below {task.flat:g} "
             f"eV/Å), and at no point of the search below {smallest:.4f} eV"
         )
     return f"{ending.reason}; the smallest gap on the way was {smallest:.4f} eV"

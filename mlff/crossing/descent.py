@@ -50,6 +50,9 @@ _TOWARDS = 0.8
 # After so many steps that should have gone further towards the seam it is given up.
 _PATIENCE = 25
 
+# Gradients of the gap below this, eV/Å, lead to no seam.
+_FLAT = 0.01
+
 # Multipliers of the gap beyond this come from a gradient that is about to vanish.
 _LARGEST_MULTIPLIER = 10.0
 
@@ -73,6 +76,11 @@ class Task:
     gap_eV: float = math.inf
     max_steps: int
     floor: float = -math.inf
+
+    @property
+    def flat(self) -> float:
+        """Gradient of the gap on an atom below which it vanishes, eV/Å."""
+        return min(self.fmax, _FLAT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,10 +215,10 @@ class _Search:
 
     def hopeless(self, point: Point) -> str:
         """Return why the search cannot go on, if so."""
-        if abs(point.gap) > self._task.gap_eV and point.gap_slope <= self._task.fmax:
+        if abs(point.gap) > self._task.gap_eV and point.gap_slope <= self._task.flat:
             return (
                 f"the gap is {point.gap:+.4f} eV where its gradient vanishes (below "
-                f"{self._task.fmax:g} eV/Å)"
+                f"{self._task.flat:g} eV/Å)"
             )
         if self._memory.kept_off > _PATIENCE:
             return f"the seam stayed out of reach for {_PATIENCE} steps"

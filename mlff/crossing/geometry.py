@@ -20,6 +20,7 @@ from mlff.coordinates import (
     KINDS,
     STRAIGHT_DEGREES,
     Coordinate,
+    check_defined,
     defined,
     jacobian,
     residuals,
@@ -61,7 +62,8 @@ class Held(NamedTuple):
         if isinstance(given, cls):
             given = (given.coordinate.kind, *given.coordinate.atoms, given.value)
         words: Any = given.split() if isinstance(given, str) else given
-        if not isinstance(words, (tuple, list)) or not words or words[0] not in KINDS:
+        listed = isinstance(words, (tuple, list)) and len(words) > 0
+        if not listed or words[0] not in list(KINDS):
             raise InputError(
                 "`constraints` must hold entries like ('bond', 0, 1, 1.00) or "
                 f"'angle 1 0 2 105', of {', '.join(KINDS)}, got {given!r}"
@@ -70,7 +72,8 @@ class Held(NamedTuple):
         coordinate = Coordinate.of(tuple(words[:n_words]))
         coordinate.check_atoms(len(atoms))
         if len(words) == n_words:
-            return cls(coordinate, float(values(atoms.positions, [coordinate])[0]))
+            check_defined(atoms.positions, [coordinate])
+            words = [*words, values(atoms.positions, [coordinate])[0]]
         try:
             (value,) = map(float, words[n_words:])
         except (TypeError, ValueError):
@@ -108,7 +111,7 @@ class Freedom:
     """
 
     def __init__(self, atoms: Atoms, constraints: Sequence[Any] = ()) -> None:
-        if isinstance(constraints, str):
+        if not isinstance(constraints, (list, tuple)):
             raise InputError(
                 f"`constraints` must be a list of them, got {constraints!r}: put it "
                 "into brackets"
@@ -189,5 +192,7 @@ class Freedom:
                 return vector
             step = np.linalg.pinv(self.rows(vector), rcond=_REDUNDANT) @ off
             length = float(np.linalg.norm(step))
+            if length == 0:  # all its atoms are fixed
+                return None
             vector = vector - step * min(1.0, _LONGEST_STEP / length)
         return None

@@ -118,7 +118,7 @@ def relax(
             text names the system.
     """
     options = RelaxOptions() if options is None else options
-    method = _method(optimizer)
+    method = as_optimizer(optimizer)
     _check_call(potential, fmax, max_steps, options)
     with torch.no_grad(), exact(potential.device), ExitStack() as stack:
         whole = AtomsBatch.from_atoms(systems, charge, spin)
@@ -224,7 +224,12 @@ def _hold(given: Any, mobile: Tensor) -> tuple[Coordinate, ...]:
     return hold
 
 
-def _method(optimizer: Any) -> Optimizer[Any]:
+def as_optimizer(optimizer: Any) -> Optimizer[Any]:
+    """Return an optimizer, or that of a name.
+
+    Raises:
+        InputError: neither.
+    """
     if isinstance(optimizer, Optimizer):
         return optimizer
     if not isinstance(optimizer, str) or optimizer not in OPTIMIZERS:
@@ -255,15 +260,26 @@ def _check_call(
             f"{type(potential).__name__}"
         )
     potential.check_properties(("energy", "forces"), False)
+    check_end(fmax, max_steps)
+    if options.max_systems is not None:
+        _check_count("max_systems", options.max_systems, 1)
+    if options.resume and options.out is None:
+        raise InputError("`resume` needs `out`, the file to go on with")
+
+
+def check_end(fmax: Any, max_steps: Any) -> None:
+    """Raise unless a relaxation can end at a force, eV/Å, or after a number of steps.
+
+    Raises:
+        InputError: naming the argument.
+    """
     real = isinstance(fmax, Real) and not isinstance(fmax, bool)
     if not real or not 0 < fmax < math.inf:
         raise InputError(f"`fmax` must be a positive number, eV/Å, got {fmax!r}")
-    counts = {"max_steps": (max_steps, 0)}
-    if options.max_systems is not None:
-        counts["max_systems"] = (options.max_systems, 1)
-    for name, (value, lowest) in counts.items():
-        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-        if not whole or not lowest <= value < 2**63:
-            raise InputError(f"`{name}` must be an integer ≥ {lowest}, got {value!r}")
-    if options.resume and options.out is None:
-        raise InputError("`resume` needs `out`, the file to go on with")
+    _check_count("max_steps", max_steps, 0)
+
+
+def _check_count(name: str, value: Any, lowest: int) -> None:
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not whole or not lowest <= value < 2**63:
+        raise InputError(f"`{name}` must be an integer ≥ {lowest}, got {value!r}")

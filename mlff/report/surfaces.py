@@ -116,13 +116,16 @@ def _line(
     label: str,
 ) -> None:
     """Draw a curve, dotted where either end of a piece is outside."""
-    color = COLORS[k % len(COLORS)]
+    style: dict[str, Any] = {
+        "color": COLORS[k % len(COLORS)],
+        "linestyle": LINES[k % len(LINES)],
+        "label": label,
+    }
     if outside is None or not outside.any():
-        axes.plot(x, y, LINES[k % len(LINES)], color=color, label=label)
+        axes.plot(x, y, **style)
         return
-    axes.plot(x, y, ":", color=color)
-    inside = np.where(outside, np.nan, y)
-    axes.plot(x, inside, LINES[k % len(LINES)], color=color, label=label)
+    axes.plot(x, y, ":", color=style["color"])
+    axes.plot(x, np.where(outside, np.nan, y), **style)
 
 
 def _band(axes: "Axes", x: Array, y: Array, width: Array, color: str) -> None:

@@ -9,6 +9,7 @@ others stand.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,27 +22,30 @@ from torch import Tensor
 from mlff.batch import AtomsBatch, check_geometry
 from mlff.coordinates import Coordinate
 from mlff.device import exact
-from mlff.errors import InputError, InputTypeError
+from mlff.errors import InputError, InputTypeError, warn_once
 from mlff.forcefield.memory import free_bytes
 from mlff.inference import check_batch
 from mlff.potential import Potential
-from mlff.relaxation import RelaxOptions
+from mlff.relaxation import RelaxOptions, as_optimizer, check_end
 from mlff.relaxation import relax as relax_all
 from mlff.scanning.axes import Axis, count_points, read_axes
 from mlff.scanning.energies import Found, evaluate
 from mlff.scanning.grid import geometries
 from mlff.scanning.surface import Point, Surface
 from mlff.start import check_states, state_pair
-from mlff.state import read_state
+from mlff.state import State, read_state
 
 __all__ = ["Axis", "Point", "ScanOptions", "Surface", "scan"]
 
-State = tuple[int, int]
+Pair = tuple[int, int]
 
 # Part of the free memory that results may take; bytes that they take for each system
 # and for each of its atoms, in a rigid and in a relaxed scan with the objects on the
 # way.
 _SHARE, _RIGID, _RELAXED = 0.5, (200, 150), (6_000, 400)
+
+# Energies that agree this well are the same but for rounding of a float32 network, eV.
+_SAME_ENERGY = 1e-5
 
 _UNREACHED = "no geometry has these values, or a dihedral is undefined in it"
 
@@ -71,12 +75,16 @@ class ScanOptions:
     overwrite: bool = False
     progress: bool = True
 
+    def __post_init__(self) -> None:
+        check_end(self.fmax, self.max_steps)
+        as_optimizer(self.optimizer)
+
 
 def scan(
     atoms: Atoms,
     potential: Potential,
     coordinates: Sequence[Any],
-    states: Sequence[State] | None = None,
+    states: Sequence[Pair] | None = None,
     *,
     relax: bool = False,
     options: ScanOptions | None = None,
@@ -152,7 +160,7 @@ class _Task(NamedTuple):
 
     potential: Potential
     one: AtomsBatch
-    states: tuple[State, ...]
+    states: tuple[Pair, ...]
     options: ScanOptions
 
     def evaluate(self, positions: Tensor, progress: bool) -> Found:
@@ -167,7 +175,9 @@ class _Task(NamedTuple):
             multiplicity=columns[:, 1],
         )
         forces = self.options.forces
-        return evaluate(self.potential, batch, forces=forces, progress=progress)
+        found = evaluate(self.potential, batch, forces=forces, progress=progress)
+        _warn_of_same(found.energies.reshape(len(self.states), -1), self.states)
+        return found
 
     def relaxed(
         self, positions: Tensor, which: NDArray[np.int64], hold: tuple[Coordinate, ...]
@@ -201,9 +211,28 @@ class _Task(NamedTuple):
         return torch.from_numpy(stacked), [one.reason for one in results]
 
 
+def _warn_of_same(energies: NDArray[np.float64], states: tuple[Pair, ...]) -> None:
+    """Warn of states that a potential does not tell apart: all points are crossings.
+
+    Args:
+        energies: (n_states, n_points), eV; not a number where there is none.
+        states: of the rows.
+    """
+    for (one, low), (other, high) in combinations(
+        zip(states, energies, strict=True), 2
+    ):
+        gaps = np.abs(high - low)[np.isfinite(high - low)]
+        if len(gaps) and gaps.max() < _SAME_ENERGY:
+            warn_once(
+                f"{State(*one)} and {State(*other)} have the same energy at "
+                "every point: a model that does not use the state, or atoms too far "
+                "apart to feel it; crossings of the two mean nothing"
+            )
+
+
 def _molecule(
-    atoms: Atoms, states: Sequence[State] | None
-) -> tuple[AtomsBatch, tuple[State, ...]]:
+    atoms: Atoms, states: Sequence[Pair] | None
+) -> tuple[AtomsBatch, tuple[Pair, ...]]:
     """Return the molecule in the first of the states, and all of them."""
     if states is None:
         own = read_state(atoms)
@@ -224,6 +253,13 @@ def _check_call(atoms: Any, potential: Any, relax: bool, options: ScanOptions) -
     if not isinstance(options, ScanOptions):
         raise InputTypeError(
             f"`options` must be a ScanOptions, got {type(options).__name__}"
+        )
+    if not isinstance(relax, bool):
+        raise InputTypeError(f"`relax` must be True or False, got {relax!r}")
+    if not relax and options.out is not None:
+        raise InputError(
+            "`out` is for relaxed scans, whose points take long; write those of a "
+            "rigid one with write_csv or frames of what is returned"
         )
     check_geometry(atoms)
     if atoms.pbc.any():

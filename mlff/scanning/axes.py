@@ -137,7 +137,7 @@ def _part(given: Any) -> tuple[Coordinate, NDArray[np.float64] | None]:
     if not isinstance(given, (tuple, list)) or not given:
         raise InputTypeError(f"a coordinate of an axis must be {_LIKE}, got {given!r}")
     kind, *numbers = given
-    if kind not in KINDS:
+    if kind not in list(KINDS):
         raise InputError(
             f"the first word of an axis must be one of {', '.join(KINDS)}, got {kind!r}"
         )

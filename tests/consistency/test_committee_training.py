@@ -179,6 +179,16 @@ def test_impossible_numbers_of_members_are_refused(data_file, tmp_path, members)
         fit_committee(toy_config(data_file, tmp_path / "run"), members)
 
 
+def test_a_committee_is_not_replaced_by_a_smaller_one(trained):
+    config, whole = trained
+    (whole.out / "member_2").mkdir()
+    try:
+        with pytest.raises(InputError, match=r"`members`=2.*holds more of them"):
+            fit_committee(config, 2, progress=False)
+    finally:
+        (whole.out / "member_2").rmdir()
+
+
 # Calibration
 
 

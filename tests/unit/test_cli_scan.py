@@ -8,6 +8,7 @@ import ase.io
 import numpy as np
 import pytest
 from ase import Atoms
+from matplotlib.image import imread
 
 import mlff
 from mlff.cli import main
@@ -114,9 +115,36 @@ def test_a_folder_is_not_overwritten_but_gone_on_with(folder, capsys):
     capsys.readouterr()
     assert main([*again, "--fmax", "0.1"]) == 2
     refused(capsys, "other settings", "fmax: 0.01 → 0.1")
-    Path("out/scan.json").write_text("{")
-    assert main(again) == 2
-    refused(capsys, "damaged", "--force")
+    for damaged in ("{", "[]", '{"scan": 5}'):
+        Path("out/scan.json").write_text(damaged)
+        assert main(again) == 2
+        refused(capsys, "damaged", "--force")
+    assert main(["scan", "ch2.xyz", *ANGLE, *RUN, "--force"]) == 0
+    assert not Path("out/relaxed.xyz").exists()
+
+
+def test_a_stopped_scan_that_replaces_another_goes_on(folder, monkeypatch):
+    from mlff.relaxation.framelog import FrameLog
+
+    relaxed = ["scan", "ch2.xyz", *RUN, "--relax"]
+    assert main([*relaxed, *BONDS]) == 0
+
+    def stops(log, frames):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FrameLog, "append", stops)
+        assert main([*relaxed, *ANGLE, "--force"]) == 130
+    assert main([*relaxed, *ANGLE, "--resume"]) == 0
+    assert len(table("out/surface.csv")) == 7
+
+
+@pytest.mark.filterwarnings("ignore::mlff.errors.MlffWarning")
+def test_many_states_have_lines_of_their_own(folder):
+    axis = ["--coordinate", "angle 1 0 2 100 120 3"]
+    states = ["--states", "0,1 0,3 0,5 1,2 1,4 -1,2 -1,4 2,1"]
+    assert main(["scan", "ch2.xyz", *axis, *RUN, *states]) == 0
+    assert len(imread("out/surface.png"))
 
 
 def test_a_stopped_relaxed_scan_says_how_to_go_on(folder, capsys, monkeypatch):
@@ -173,7 +201,10 @@ def test_what_lies_outside_the_region_of_training_is_told(folder, capsys):
         ([*ANGLE, "--dft", "2", "--xc", "nonsense"], "nonsense"),
         ([*ANGLE, "--states", "0,2"], "does not fit 8 electrons"),
         ([*ANGLE, "--optimizer", "bfgs", "--relax"], "must be one of"),
+        ([*ANGLE, "--fmax", "0.1"], "`fmax` is of a relaxed scan"),
+        ([*ANGLE, "--workers", "2"], "`workers` is of DFT points"),
         ([*ANGLE, "--out", "no/where"], "no folder"),
+        ([*ANGLE, "--out", ""], "--out is empty"),
     ],
 )
 def test_what_cannot_be_scanned_is_refused_and_leaves_nothing(

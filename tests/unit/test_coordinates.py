@@ -245,6 +245,7 @@ def test_a_coordinate_is_the_same_from_both_ends():
         ("bond 0 -1", InputError, "begin with 0"),
         ("bond 0 x", InputError, "'x'"),
         (("bond", 0, 1.0), InputError, "indices of atoms, got 1.0"),
+        ((["bond"], 0, 1), InputError, "one of.*bond"),
         ("", InputTypeError, "like"),
         (7, InputTypeError, "like"),
     ],

@@ -239,6 +239,23 @@ def test_fixed_atoms_stay():
     assert found.atoms.get_distance(0, 2) == pytest.approx(1.1)
 
 
+def test_values_of_atoms_that_are_fixed_cannot_be_changed():
+    start = methylene()
+    start.set_constraint(FixAtoms([0, 1]))
+    with pytest.raises(InputError, match="cannot be met together"):
+        search(start, constraints=["bond 0 1 1.2"])
+
+
+@pytest.mark.parametrize(
+    ("constraint", "says"),
+    [("angle 1 0 2", "no derivative"), ("dihedral 1 0 2 3", "no meaning")],
+)
+def test_values_of_a_linear_start_cannot_be_held(constraint, says):
+    start = Atoms("CHCH", [[0, 0, 0], [-1.1, 0, 0], [1.2, 0, 0], [2.3, 0, 0]])
+    with pytest.raises(InputError, match=says):
+        search(start, constraints=[constraint])
+
+
 # States that do not cross
 
 
@@ -250,6 +267,12 @@ def above(base, center, least):
         return tuple(a + b for a, b in zip(base(q), bump(q), strict=True))
 
     return values
+
+
+def test_a_loose_threshold_does_not_make_a_sloping_gap_flat():
+    found = search(fmax=100.0)
+    assert found.converged
+    assert abs(found.gap) < 1e-4
 
 
 def test_parallel_states_end_with_a_report():
@@ -420,6 +443,8 @@ def test_states_that_cannot_be_are_refused(states, says):
         (["stretch 0 1 1.0"], "bond, angle, dihedral"),
         ([3], "bond, angle, dihedral"),
         ("bond 0 1 1.0", "must be a list"),
+        (None, "must be a list"),
+        ([(["bond"], 0, 1, 1.0)], "bond, angle, dihedral"),
         (["bond 0 1 long"], "one value in Å"),
         (["bond 0 1 1.0 2.0"], "one value in Å"),
         (["bond 0 5 1.0"], "no atom 5"),

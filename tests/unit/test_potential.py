@@ -321,6 +321,9 @@ def test_a_state_that_another_molecule_was_seen_in_is_warned_about():
         predict(potential, [carbene, water], charge=[-1, 0], spin=[2, 1])
     with pytest.warns(MlffWarning, match=r"H2O, charge -1, multiplicity 2, was not in"):
         predict(potential, [carbene, water], charge=-1, spin=2)
+    potential.info = dataclasses.replace(info, formula_states={"CH2": ()})
+    with pytest.warns(MlffWarning, match=r"CH2, charge -1.*\(seen: none\)"):
+        predict(potential, [carbene], charge=-1, spin=2)
     again = TrainingInfo.from_json(json.loads(json.dumps(dataclasses.asdict(info))))
     assert again == info
 

@@ -10,6 +10,7 @@ import torch
 from ase import Atoms
 from ase.build import molecule
 from ase.constraints import FixAtoms
+from committee_cases import member
 
 import mlff
 from mlff.coordinates import Coordinate, values
@@ -84,6 +85,7 @@ def test_values_of_an_axis_may_be_anything_but_changed():
         ("angle 1 0 1 90 120 5", "twice"),
         ("bond 0 1 1 2 3 + bond 0 2 1 2 4", "3 points, but.*have 4"),
         ("bond 0 1 1 2 1000000000", "1,000,000,000 points"),
+        ((["bond"], 0, 1, 1, 2, 3), "first word.*bond"),
         ("", "like"),
         ((), "like"),
         ([], "like"),
@@ -370,6 +372,7 @@ def test_nothing_given_is_changed(ch2):
         ("0,1", InputError, "list of"),
         ([(0,)], InputError, "integers"),
         ([(0, 1.5)], InputError, "integers"),
+        ([(False, 1)], InputError, "integers"),
     ],
 )
 def test_states_that_cannot_be_are_refused(ch2, states, error, told):
@@ -380,6 +383,20 @@ def test_states_that_cannot_be_are_refused(ch2, states, error, told):
 def test_an_unseen_state_is_warned_of(ch2, forget_warnings):
     with pytest.warns(MlffWarning, match=r"charge \+1, multiplicity 2 was not in"):
         scan(methylene(1.1, 100, 1), ch2, [ANGLES], [(0, 1), (1, 2)], options=QUIET)
+
+
+def test_states_that_a_model_does_not_tell_apart_are_warned_of(forget_warnings):
+    blind = member(0, "painn", charge_spin="none")
+    with pytest.warns(MlffWarning, match="same energy at every point"):
+        scan(methylene(1.1, 100, 1), blind, [ANGLES], STATES, options=QUIET)
+
+
+def test_what_a_rigid_scan_would_not_write_is_refused(ch2, tmp_path):
+    options = ScanOptions(out=tmp_path / "points.xyz", progress=False)
+    with pytest.raises(InputError, match="`out` is for relaxed scans"):
+        scan(methylene(1.1, 100, 1), ch2, [ANGLES], STATES, options=options)
+    with pytest.raises(InputTypeError, match="`relax` must be True or False"):
+        scan(methylene(1.1, 100, 1), ch2, [ANGLES], STATES, relax="no")
 
 
 def test_molecules_that_cannot_be_scanned_are_refused(ch2):
