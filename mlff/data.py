@@ -186,15 +186,18 @@ def label_dataset(
             f"{len(frames)} frames: training and evaluation need at least two"
         )
     keys = keys or _detect(frames, properties)
+    batch = _batch(frames, names)
+    if not level_of_theory:
+        level_of_theory = _level(frames, names, batch.multiplicity.tolist())
     dataset = Dataset(
-        batch=_batch(frames, names),
+        batch=batch,
         labels={
             name: _tensor(frames, names, name, keys.of(name)) * keys.factor(name)
             for name in TARGETS
             if name in properties
         },
         names=tuple(names),
-        level_of_theory=level_of_theory or _level(frames, names),
+        level_of_theory=level_of_theory,
     )
     vet(dataset, trust_labels=trust_labels)
     return dataset
@@ -292,18 +295,29 @@ def _labels(frames: Sequence[Atoms], names: Sequence[str], key: str) -> list[Any
     return [content[key] for content in stored]
 
 
-def _level(frames: Sequence[Atoms], names: Sequence[str]) -> str:
-    """The one level of theory that all frames state, or that none does."""
+def _level(
+    frames: Sequence[Atoms], names: Sequence[str], multiplicities: Sequence[int]
+) -> str:
+    """The one level of theory that all frames state, or that none does.
+
+    Open shells are unrestricted anyway; the kind of reference is part of the level
+    where it is unusual, which is for singlets that are unrestricted.
+    """
     seen: dict[str, str] = {}
-    for name, atoms in zip(names, frames, strict=True):
+    singlets: dict[str, str] = {}
+    for name, atoms, spin in zip(names, frames, multiplicities, strict=True):
         level = str(atoms.info.get("level_of_theory") or "")
         seen.setdefault(_REFERENCE.sub("", level), name)
-    if len(seen) > 1:
-        listing = ", ".join(
-            f"{level or 'none'!r} ({name})" for level, name in seen.items()
-        )
-        raise DataError(
-            f"the frames are of several levels of theory: {listing}. Train on one; "
-            "level_of_theory=... states it for frames that do not"
-        )
-    return next(iter(seen))
+        if spin == 1:
+            singlets.setdefault(level, name)
+    for found in (seen, singlets):
+        if len(found) > 1:
+            listing = ", ".join(
+                f"{level or 'none'!r} ({name})" for level, name in found.items()
+            )
+            raise DataError(
+                f"the frames are of several levels of theory: {listing}. Train on one; "
+                "level_of_theory=... states it for frames that do not"
+            )
+    of_singlets = next(iter(singlets), "")
+    return of_singlets if of_singlets.startswith("U") else next(iter(seen))

@@ -105,6 +105,25 @@ class DFTSettings:
         return f"{kind}-{self.xc}/{self.basis}"
 
 
+def named_level(level: str) -> dict[str, str]:
+    """Return the settings that the name of a level stands for.
+
+    Args:
+        level: like ``"b3lyp5/cc-pvdz"``, or ``"UKS-b3lyp5/def2-svpd"`` where singlets
+            are unrestricted too.
+
+    Returns:
+        ``xc``, ``basis`` and, for the latter, ``reference``; empty if the name is
+        another.
+    """
+    kind, _, rest = level.rpartition("KS-")
+    xc, _, basis = rest.rpartition("/")
+    if not xc or not basis or kind not in ("", "R", "U"):
+        return {}
+    settings = {"xc": xc, "basis": basis}
+    return {**settings, "reference": "unrestricted"} if kind == "U" else settings
+
+
 def functional(xc: str) -> dict[str, Any]:
     """Return what a functional's name means to the installed PySCF.
 

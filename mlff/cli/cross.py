@@ -5,7 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlff.cli.parsing import add_verb, given, output_folder, states_option
+from mlff.cli.parsing import (
+    add_verb,
+    dft_settings,
+    given,
+    output_folder,
+    states_option,
+)
 from mlff.errors import InputError
 
 if TYPE_CHECKING:
@@ -178,20 +184,11 @@ def _calculator(
     """
     if not (arguments.dft or arguments.dft_check):
         return None
-    from mlff.dft import DFTCalculator, DFTSettings, check_input
+    from mlff.dft import DFTCalculator, check_input
     from mlff.state import set_state
 
-    level = {}
-    if potential is not None:
-        trained = potential.info.level_of_theory
-        xc, _, basis = trained.rpartition("/")
-        level = {"xc": xc, "basis": basis} if xc else {}
-        if not level and not (arguments.xc and arguments.basis):
-            raise InputError(
-                "the model does not say at which level its labels are "
-                f"({trained or 'nothing'!r}): give --xc and --basis"
-            )
-    settings = DFTSettings(**{**level, **given(arguments, *_LEVEL)})
+    trained = "" if potential is None else potential.info.level_of_theory or "nothing"
+    settings = dft_settings(trained, given(arguments, *_LEVEL))
     for state in arguments.states:
         check_input(set_state(atoms.copy(), *state), settings)
     return DFTCalculator(settings)

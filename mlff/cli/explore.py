@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlff.cli.parsing import add_verb, run_folder, states_option
+from mlff.cli.parsing import add_verb, dft_settings, run_folder, states_option
 from mlff.errors import InputError, StateError
 
 if TYPE_CHECKING:
@@ -103,27 +103,10 @@ class ScanConfig:
         return load(self.model, check_device(self.device), check_dtype(self.dtype))
 
     def dft_settings(self, trained: str) -> "DFTSettings":
-        """Return the level of theory of the DFT points.
-
-        Args:
-            trained: that of the labels of the model, as its file records it.
-
-        Raises:
-            InputError: it is neither given nor known.
-        """
-        from mlff.dft import DFTSettings, functional
-
-        xc, _, basis = trained.partition("/")
-        given = {name: getattr(self, name) for name in _OF_DFT}
-        settings: dict[str, Any] = {"xc": xc, "basis": basis}
-        settings |= {name: value for name, value in given.items() if value is not None}
-        if not settings["xc"] or not settings["basis"]:
-            raise InputError(
-                "`dft` needs `xc` and `basis`: the model does not record those of its "
-                f"labels, only {trained!r}"
-            )
-        functional(settings["xc"])
-        return DFTSettings(**settings)
+        """Return the level of theory of the DFT points; see :func:`dft_settings`."""
+        chosen = {name: getattr(self, name) for name in _OF_DFT}
+        chosen = {name: value for name, value in chosen.items() if value is not None}
+        return dft_settings(trained or "nothing", chosen)
 
 
 def add_verbs(verbs: Any) -> None:

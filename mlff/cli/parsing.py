@@ -11,6 +11,8 @@ from mlff.errors import InputError, StateError
 if TYPE_CHECKING:
     from ase import Atoms
 
+    from mlff.scf import DFTSettings
+
 _STATE_HINT = "; or pass --charge and --spin, which hold for all frames"
 
 
@@ -96,6 +98,29 @@ def given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
     """Options that were given; the others keep the defaults of the function."""
     found = {name: getattr(arguments, name) for name in names}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def dft_settings(trained: str, chosen: dict[str, Any]) -> "DFTSettings":
+    """Return the level of theory to compute beside a model.
+
+    Args:
+        trained: that of the labels of the model, as its file records it; empty if
+            there is no model.
+        chosen: settings that take its place.
+
+    Raises:
+        InputError: functional and basis are neither given nor known.
+    """
+    from mlff.scf import DFTSettings, functional, named_level
+
+    settings = {**named_level(trained), **chosen}
+    if trained and not {"xc", "basis"} <= settings.keys():
+        raise InputError(
+            "the model does not say at which level its labels are, only "
+            f"{trained!r}: give xc and basis (--xc, --basis)"
+        )
+    functional(settings.get("xc", DFTSettings.xc))
+    return DFTSettings(**settings)
 
 
 def read_structures(

@@ -13,6 +13,7 @@ from mlff.data import (
     overlap,
 )
 from mlff.errors import DataError, InputError, MlffWarning, StateError
+from mlff.scf import named_level
 from mlff.state import set_state
 from mlff.testing.labelled import ATOMS, labelled_frames, labelled_methylenes
 from mlff.vetting import check_references
@@ -244,6 +245,28 @@ def test_restricted_and_unrestricted_references_are_one_level(frames):
         kind = "RKS" if atoms.info["spin"] == 1 else "UKS"
         atoms.info["level_of_theory"] = f"{kind}-b3lyp5/cc-pvdz"
     assert label_dataset(frames).level_of_theory == "b3lyp5/cc-pvdz"
+
+
+def test_unrestricted_singlets_are_a_level_of_their_own(frames):
+    """Where a singlet breaks its symmetry the two differ by tenths of an eV."""
+    for atoms in frames:
+        atoms.info["level_of_theory"] = "UKS-b3lyp5/cc-pvdz"
+    level = label_dataset(frames).level_of_theory
+    assert level == "UKS-b3lyp5/cc-pvdz"
+    assert named_level(level) == {
+        "xc": "b3lyp5",
+        "basis": "cc-pvdz",
+        "reference": "unrestricted",
+    }
+    singlet = next(a for a in frames if a.info["spin"] == 1)
+    singlet.info["level_of_theory"] = "RKS-b3lyp5/cc-pvdz"
+    with pytest.raises(DataError, match="several levels of theory"):
+        label_dataset(frames)
+
+
+@pytest.mark.parametrize("name", ["", "b3lyp5", "toy", "CCSD(T)", "/cc-pvdz"])
+def test_other_names_of_levels_stand_for_no_settings(name):
+    assert named_level(name) == {}
 
 
 # Reference energies
