@@ -18,6 +18,7 @@ import mlff
 from mlff.report.surfaces import plot_surface
 
 work = Path(tempfile.mkdtemp())
+print(f"pictures and tables go to {work}")
 potential = mlff.load("ch2")
 ch2 = Atoms("CHH", positions=[[0, 0, 0], [1.1, 0, 0], [-0.4, 1.0, 0]])
 STATES = SINGLET, TRIPLET = (0, 1), (0, 3)  # (charge, multiplicity 2S+1)
@@ -34,12 +35,13 @@ line = mlff.scan(ch2, potential, [angle], STATES, relax=True)
 for state in STATES:
     lowest = line.minimum(state)
     print(f"{state}: {lowest.energy:.4f} eV at {lowest.values[0]:.1f}°")
+# Each state is relaxed on its own: this is no common geometry, see below.
 print("the curves cross at", [f"{p.values[0]:.2f}°" for p in line.crossings(*STATES)])
 assert line.good.all()
 
 # %% [markdown]
 # ## A map
-# Coordinates in a list move together: here both bonds. `gap(a, b)` is E(b) − E(a) on
+# Coordinates in a list move together: here both bonds. `gap(a, b)` is E(a) − E(b) on
 # the grid; where the sign changes, the ground state does. Points outside the region
 # that the network has seen are marked, not hidden: energies there mean little.
 
@@ -47,7 +49,7 @@ assert line.good.all()
 bonds = [("bond", 0, 1, 0.95, 1.25, 31), ("bond", 0, 2, 0.95, 1.25, 31)]
 surface = mlff.scan(ch2, potential, [bonds, ("angle", 1, 0, 2, 90, 145, 34)], STATES)
 gap = surface.gap(SINGLET, TRIPLET)
-print(f"{gap.shape} points, triplet − singlet {gap.min():.2f} … {gap.max():.2f} eV")
+print(f"{gap.shape} points, singlet − triplet {gap.min():.2f} … {gap.max():.2f} eV")
 print(f"{int(surface.outside.sum())} of {surface.outside.size} outside of training")
 surface.write_csv(work / "map.csv")
 plot_surface(surface, work / "map.png")

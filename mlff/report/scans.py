@@ -124,8 +124,11 @@ def _gap(surface: Surface, lower: State, upper: State) -> list[str]:
     gap = surface.gap(lower, upper)
     if np.isnan(gap).all():
         return []
-    name = f"{state_name(upper)} − {state_name(lower)}"
+    name = f"{state_name(lower)} − {state_name(upper)}"
     out = [f"gap {name}: {np.nanmin(gap):+.4f} … {np.nanmax(gap):+.4f} eV"]
+    spread = surface.gap_deviation(lower, upper)
+    if spread is not None:
+        out[0] += f", deviation of the committee up to {np.nanmax(spread):.2g} eV"
     found = surface.crossings(lower, upper)
     seam = len(surface.axes) > 1
     what = "lowest crossing" if seam else "crossing"

@@ -158,9 +158,9 @@ def _draw_gaps(axes: "Axes", surface: Surface, reference: Reference | None) -> N
         gap = surface.gap(first, other)
         out = surface.outside
         outside = None if out is None else out[0] | out[k]
-        _line(axes, x, gap, outside, k, f"{state_name(other)} − {state_name(first)}")
+        _line(axes, x, gap, outside, k, f"{state_name(first)} − {state_name(other)}")
         if reference is not None:
-            points = reference.energies[k] - reference.energies[0]
+            points = reference.energies[0] - reference.energies[k]
             _points(axes, x, points, k, reference.name)
         spread = surface.gap_deviation(first, other)
         if spread is not None:
@@ -292,10 +292,10 @@ def _map_of_gap(
             _contour_lines(axes, surface, gap, [0.0], colors="black", linewidths=1.8)
             axes.plot([], [], color="black", linewidth=1.8, label="no gap")
         if reference is not None:
-            points = reference.energies[k] - reference.energies[0]
+            points = reference.energies[0] - reference.energies[k]
             _spots(axes, surface, points, drawn, _of(reference))
     first, other = surface.states[0], surface.states[k]
-    title = f"{state_name(other)} − {state_name(first)}"
+    title = f"{state_name(first)} − {state_name(other)}"
     _finish(axes, surface, title, [0, k])
 
 

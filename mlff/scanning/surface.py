@@ -106,16 +106,16 @@ class Surface:
         """
         return np.where(self.good, self.energies, np.nan) - self.lowest
 
-    def gap(self, lower: Pair, upper: Pair) -> Array:
-        """Return how far one state lies over another, *shape, eV.
+    def gap(self, first: Pair, second: Pair) -> Array:
+        """Return E(first) − E(second), *shape, eV.
 
         In a rigid scan at the same geometry; in a relaxed one each state has its own.
 
         Args:
-            lower: (charge, multiplicity) of the one that is subtracted.
-            upper: of the other.
+            first: (charge, multiplicity) of one state.
+            second: of the one that is subtracted.
         """
-        return self.energy(upper) - self.energy(lower)
+        return self.energy(first) - self.energy(second)
 
     @property
     def deviations(self) -> Array | None:
@@ -125,19 +125,19 @@ class Surface:
         """
         return None if self.members is None else self.members.std(-1, ddof=1)
 
-    def gap_deviation(self, lower: Pair, upper: Pair) -> Array | None:
+    def gap_deviation(self, first: Pair, second: Pair) -> Array | None:
         """Return that of a gap, *shape, eV: of the gaps that each member has.
 
         Errors of two states are correlated, so that this does not follow from
         :attr:`deviations`.
 
         Args:
-            lower: (charge, multiplicity) of the one that is subtracted.
-            upper: of the other.
+            first: (charge, multiplicity) of one state.
+            second: of the other.
         """
         if self.members is None:
             return None
-        gaps = self.members[self._which(upper)] - self.members[self._which(lower)]
+        gaps = self.members[self._which(first)] - self.members[self._which(second)]
         return np.asarray(gaps.std(-1, ddof=1))
 
     def minimum(self, state: Pair) -> Point:
@@ -224,8 +224,8 @@ class Surface:
 
         Columns: the coordinates; for each state its energy (eV, not converged ones
         too), with a committee its deviation, whether it is converged and outside, and
-        the remark; gaps of the other states over the first (eV), where both are good,
-        and their deviations.
+        the remark; the first state less each other one (eV), where both are good, and
+        the deviations.
         """
         deviations = self.deviations
         keys = [f"{charge}_{spin}" for charge, spin in self.states]
@@ -244,10 +244,10 @@ class Surface:
             columns[f"remark_{key}"] = self.remarks[k].ravel().tolist()
         for state, key in zip(self.states[1:], keys[1:], strict=True):
             gap = self.gap(self.states[0], state)
-            columns[f"gap_{key}_minus_{keys[0]}_eV"] = _numbers(gap)
+            columns[f"gap_{keys[0]}_minus_{key}_eV"] = _numbers(gap)
             spread = self.gap_deviation(self.states[0], state)
             if spread is not None:
-                columns[f"gap_deviation_{key}_minus_{keys[0]}_eV"] = _numbers(spread)
+                columns[f"gap_deviation_{keys[0]}_minus_{key}_eV"] = _numbers(spread)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(columns)

@@ -50,7 +50,7 @@ def test_a_rigid_scan_is_what_the_calculator_says_point_by_point(ch2):
                 found = np.linalg.norm(surface.forces[k, i, j], axis=1)
                 np.testing.assert_allclose(found, forces, atol=1e-8)
     np.testing.assert_allclose(
-        surface.gap(*STATES), surface.energies[1] - surface.energies[0]
+        surface.gap(*STATES), surface.energies[0] - surface.energies[1]
     )
 
 

@@ -178,7 +178,7 @@ def test_points_without_a_result_are_told_and_exit_with_1(folder, capsys):
     assert lost
     assert all(row["remark_0_1"] == "not converged in 1 steps" for row in lost)
     assert all(row["energy_0_1_eV"] for row in lost)
-    assert all(row["gap_0_3_minus_0_1_eV"] == "" for row in lost)
+    assert all(row["gap_0_1_minus_0_3_eV"] == "" for row in lost)
     assert Path("out/surface.png").exists()
 
 

@@ -200,8 +200,8 @@ ANGLES, BONDS = "angle 1 0 2 90 130 5", "bond 0 1 + bond 0 2 1.0 1.2 3"
 
 def test_gaps_minima_and_crossings_follow_from_the_energies():
     surface = surface_of([[5, 4, 3, 4, 5], [6, 4.5, 2, 1, 1.5]], [ANGLES])
-    np.testing.assert_allclose(surface.gap(*STATES), [1, 0.5, -1, -3, -3.5])
-    np.testing.assert_allclose(surface.gap(*STATES[::-1]), [-1, -0.5, 1, 3, 3.5])
+    np.testing.assert_allclose(surface.gap(*STATES), [-1, -0.5, 1, 3, 3.5])
+    np.testing.assert_allclose(surface.gap(*STATES[::-1]), [1, 0.5, -1, -3, -3.5])
     low = surface.minimum((0, 3))
     assert (low.index, low.values, low.energy) == ((3,), (120.0,), 1.0)
     assert surface.relative().min() == 0.0
@@ -276,9 +276,9 @@ def test_the_table_has_a_line_for_each_point_with_all_digits(tmp_path):
     np.testing.assert_allclose(found, surface.values.reshape(15, 3))
     assert list(rows[0])[:3] == ["angle_1_0_2_degrees", "bond_0_1_A", "bond_0_2_A"]
     assert [float(r["energy_0_1_eV"]) for r in rows] == energies[0].ravel().tolist()
-    assert rows[1]["energy_0_3_eV"] == rows[1]["gap_0_3_minus_0_1_eV"] == ""
+    assert rows[1]["energy_0_3_eV"] == rows[1]["gap_0_1_minus_0_3_eV"] == ""
     assert rows[1]["remark_0_3"] == "energy not finite"
-    assert float(rows[4]["gap_0_3_minus_0_1_eV"]) == pytest.approx(15 / 7)
+    assert float(rows[4]["gap_0_1_minus_0_3_eV"]) == pytest.approx(-15 / 7)
     assert [r["outside_0_3"] for r in rows][-1] == "True"
 
 
