@@ -17,6 +17,7 @@ from mlff.forcefield.parts import Parts
 from mlff.neighbors import check_distances
 from mlff.potential import Potential, build_graph
 from mlff.properties import PROPERTIES
+from mlff.region import Region
 from mlff.state import State
 
 #: A cell flatter than this has no stress, Å³: slabs and wires with a zero vector.
@@ -100,6 +101,12 @@ def _warn_of_compositions(
             f"{', '.join(unseen)}: not in the training data (seen: {', '.join(seen)}), "
             "energies there are extrapolation"
         )
+
+
+def region_of(potential: Potential) -> Region | None:
+    """Return the region that a potential has seen in training, if it records one."""
+    recorded = potential.info.region
+    return Region.from_json(recorded, potential.cutoff) if recorded else None
 
 
 def predict(

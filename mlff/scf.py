@@ -124,6 +124,16 @@ def named_level(level: str) -> dict[str, str]:
     return {**settings, "reference": "unrestricted"} if kind == "U" else settings
 
 
+def is_level(settings: DFTSettings, level: str) -> bool:
+    """Return whether settings are those that the name of a level stands for."""
+    named = named_level(level)
+    return bool(named) and {"reference": "auto", **named} == {
+        "xc": settings.xc,
+        "basis": settings.basis,
+        "reference": settings.reference,
+    }
+
+
 def functional(xc: str) -> dict[str, Any]:
     """Return what a functional's name means to the installed PySCF.
 

@@ -24,10 +24,7 @@ from ase.data import atomic_numbers
 from tqdm import tqdm
 
 from mlff.committee import MAX_MEMBERS, Committee
-from mlff.data import (
-    Dataset,
-    fit_references,
-)
+from mlff.data import Dataset, fit_references
 from mlff.device import check_device
 from mlff.errors import DataError, InputError
 from mlff.evaluation import (

@@ -187,7 +187,7 @@ def _calculator(
     from mlff.dft import DFTCalculator, check_input
     from mlff.state import set_state
 
-    trained = "" if potential is None else potential.info.level_of_theory or "nothing"
+    trained = None if potential is None else potential.info.level_of_theory
     settings = dft_settings(trained, given(arguments, *_LEVEL))
     for state in arguments.states:
         check_input(set_state(atoms.copy(), *state), settings)

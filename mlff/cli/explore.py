@@ -106,7 +106,7 @@ class ScanConfig:
         """Return the level of theory of the DFT points; see :func:`dft_settings`."""
         chosen = {name: getattr(self, name) for name in _OF_DFT}
         chosen = {name: value for name, value in chosen.items() if value is not None}
-        return dft_settings(trained or "nothing", chosen)
+        return dft_settings(trained, chosen)
 
 
 def add_verbs(verbs: Any) -> None:
@@ -197,6 +197,7 @@ def _scan(arguments: argparse.Namespace) -> int:
     from mlff.cli.runs import read_config
     from mlff.report import Reference, report_scan
     from mlff.scanning import ScanOptions, scan
+    from mlff.scf import is_level
 
     config = read_config(ScanConfig, arguments)
     folder = _folder(config.out, arguments)
@@ -246,7 +247,7 @@ def _scan(arguments: argparse.Namespace) -> int:
             workers=config.workers,
             progress=not arguments.quiet,
         )
-        reference = Reference(name, energies, name == trained)
+        reference = Reference(name, energies, is_level(settings, trained))
         table = report_scan(surface, folder, reference)
     print(table)
     print(f"written to {folder}/")
@@ -286,7 +287,7 @@ def _task(config: ScanConfig, atoms: "Atoms", potential: "Potential") -> dict[st
     from mlff.start import digest
 
     names = ("coordinates", "states", "relax", "model", "dtype")
-    of_relaxation = ("fmax", "optimizer", "max_steps") if config.relax else ()
+    of_relaxation = _OF_RELAX if config.relax else ()
     content = asdict(config)
     return {
         "numbers": atoms.numbers.tolist(),

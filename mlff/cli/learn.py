@@ -243,13 +243,12 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             raise InputError(f"{path} exists; choose another name or pass --force")
         if path is not None and not path.parent.is_dir():
             raise InputError(f"{path}: there is no folder {path.parent}; create it")
-    import json
 
     from mlff.committee import Committee, check_committee
     from mlff.data import LabelKeys
     from mlff.evaluation import check_format, comparable, evaluate
-    from mlff.files import write_atomic
     from mlff.potential import load
+    from mlff.runfolder import write_json
 
     keys = {
         "energy": arguments.energy_key,
@@ -274,7 +273,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         found = _compared(potential, data, arguments.calibration)
         metrics["calibration"] = {one.name: one.to_json() for one in found}
     if arguments.out is not None:
-        write_atomic(arguments.out, (json.dumps(metrics, indent=1) + "\n").encode())
+        write_json(arguments.out, metrics)
     return 0
 
 

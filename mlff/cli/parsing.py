@@ -100,11 +100,11 @@ def given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def dft_settings(trained: str, chosen: dict[str, Any]) -> "DFTSettings":
+def dft_settings(trained: str | None, chosen: dict[str, Any]) -> "DFTSettings":
     """Return the level of theory to compute beside a model.
 
     Args:
-        trained: that of the labels of the model, as its file records it; empty if
+        trained: that of the labels of the model, as its file records it; ``None`` if
             there is no model.
         chosen: settings that take its place.
 
@@ -113,11 +113,11 @@ def dft_settings(trained: str, chosen: dict[str, Any]) -> "DFTSettings":
     """
     from mlff.scf import DFTSettings, functional, named_level
 
-    settings = {**named_level(trained), **chosen}
-    if trained and not {"xc", "basis"} <= settings.keys():
+    settings = {**named_level(trained or ""), **chosen}
+    if trained is not None and not {"xc", "basis"} <= settings.keys():
         raise InputError(
             "the model does not say at which level its labels are, only "
-            f"{trained!r}: give xc and basis (--xc, --basis)"
+            f"{trained or 'nothing'!r}: give xc and basis (--xc, --basis)"
         )
     functional(settings.get("xc", DFTSettings.xc))
     return DFTSettings(**settings)

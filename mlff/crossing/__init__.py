@@ -28,6 +28,7 @@ from mlff.crossing.found import Crossing, Minimum, lowest, with_results
 from mlff.crossing.geometry import Array, Freedom
 from mlff.crossing.surfaces import FAILURES, Surfaces, in_state
 from mlff.errors import InputError, InputTypeError
+from mlff.relaxation import check_end
 from mlff.state import State, as_integer
 
 __all__ = ["Crossing", "CrossingOptions", "Minimum", "find_crossing", "profile"]
@@ -365,10 +366,7 @@ def _check_call(
             "`atoms` is periodic, but a crossing is that of a molecule; switch it off "
             "with atoms.pbc = False"
         )
-    _check_positive("fmax", fmax)
-    whole = isinstance(max_steps, (int, np.integer)) and not isinstance(max_steps, bool)
-    if not whole or max_steps < 0:
-        raise InputError(f"`max_steps` must be an integer ≥ 0, got {max_steps!r}")
+    check_end(fmax, max_steps)
 
 
 def _check_positive(name: str, value: Any) -> None:

@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from mlff.batch import AtomsBatch
 from mlff.errors import InputError, InputTypeError, MlffError
 from mlff.forcefield import ForceField
-from mlff.inference import check_batch
+from mlff.inference import check_batch, region_of
 from mlff.potential import Potential
-from mlff.region import Region
 from mlff.start import check_contacts
 from mlff.state import State, set_state
 
@@ -161,9 +160,9 @@ class Surfaces:
         potential = self.source
         if not isinstance(potential, Potential):
             potential = getattr(self.source, "potential", None)
-        if not isinstance(potential, Potential) or not potential.info.region:
+        region = region_of(potential) if isinstance(potential, Potential) else None
+        if region is None:
             return ""
-        region = Region.from_json(potential.info.region, potential.cutoff)
         atoms = self.atoms[0].copy()
         atoms.arrays["positions"] = positions.copy()
         return region.reasons(AtomsBatch.from_atoms([atoms]))[0]

@@ -1,6 +1,5 @@
 """What the search for a crossing found: a table, files, and a picture."""
 
-import json
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -11,11 +10,11 @@ from ase.data import covalent_radii
 from numpy.typing import NDArray
 
 from mlff.coordinates import BOND_FACTOR, Coordinate, values
-from mlff.files import write_atomic
 from mlff.report.drawing import finish, panels
 from mlff.report.scans import state_name
 from mlff.report.surfaces import COLORS
 from mlff.report.tables import aligned
+from mlff.runfolder import write_json
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -76,8 +75,7 @@ def report_crossing(
                 content[f"dft_{name}"] = one.to_json()
         if reference.own is not None:
             reference.own.write(dft)
-    text = json.dumps(_plain(content), indent=1) + "\n"
-    write_atomic(folder / "crossing.json", text.encode())
+    write_json(folder / "crossing.json", _plain(content))
     plot_crossing(crossing, folder / "crossing.png", profile, reference)
     return table
 

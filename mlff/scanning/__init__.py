@@ -116,7 +116,7 @@ def scan(
             grid that does not fit into memory; nothing is computed then.
     """
     began, options = time.monotonic(), ScanOptions() if options is None else options
-    _check_call(atoms, potential, relax, options)
+    _check_call(atoms, relax, options)
     axes = read_axes(coordinates, atoms)
     task = _Task(potential, *_molecule(atoms, states), options)
     check_batch(potential, task.one)
@@ -136,6 +136,7 @@ def scan(
             went = np.flatnonzero(remarks == "")
             positions[went], remarks[went] = task.relaxed(positions, went, hold)
             found = task.evaluate(positions, False)
+    _warn_of_same(found.energies.reshape(len(task.states), -1), task.states)
     rows = {
         "energies": found.energies,
         "positions": positions.numpy(),
@@ -175,9 +176,7 @@ class _Task(NamedTuple):
             multiplicity=columns[:, 1],
         )
         forces = self.options.forces
-        found = evaluate(self.potential, batch, forces=forces, progress=progress)
-        _warn_of_same(found.energies.reshape(len(self.states), -1), self.states)
-        return found
+        return evaluate(self.potential, batch, forces=forces, progress=progress)
 
     def relaxed(
         self, positions: Tensor, which: NDArray[np.int64], hold: tuple[Coordinate, ...]
@@ -249,7 +248,7 @@ def _molecule(
     return AtomsBatch.from_atoms([bare], *pairs[0]), pairs
 
 
-def _check_call(atoms: Any, potential: Any, relax: bool, options: ScanOptions) -> None:
+def _check_call(atoms: Any, relax: bool, options: ScanOptions) -> None:
     if not isinstance(options, ScanOptions):
         raise InputTypeError(
             f"`options` must be a ScanOptions, got {type(options).__name__}"
@@ -271,11 +270,6 @@ def _check_call(atoms: Any, potential: Any, relax: bool, options: ScanOptions) -
         raise InputError(
             "`atoms` has constraints, and a relaxed scan holds its coordinates only; "
             "remove them with atoms.set_constraint()"
-        )
-    if not isinstance(potential, Potential):
-        raise InputTypeError(
-            "`potential` must be a Potential, for example mlff.load('ch2'), got "
-            f"{type(potential).__name__}"
         )
 
 

@@ -11,9 +11,9 @@ from tqdm import tqdm
 from mlff.batch import AtomsBatch, Edges
 from mlff.committee import Committee
 from mlff.forcefield.parts import Parts
+from mlff.inference import region_of
 from mlff.neighbors import MIN_DISTANCE
 from mlff.potential import Potential, build_graph
-from mlff.region import Region
 
 Array = NDArray[np.float64]
 
@@ -81,12 +81,6 @@ def evaluate(
             out = Parts(potential, some, properties).evaluate(some, call)
             parts.append({name: values.cpu() for name, values in out.items()})
     return _found(batch, {k: torch.cat([one[k] for one in parts]) for k in parts[0]})
-
-
-def region_of(potential: Potential) -> Region | None:
-    """Return the region that a potential has seen in training, if it records one."""
-    recorded = potential.info.region
-    return Region.from_json(recorded, potential.cutoff) if recorded else None
 
 
 def _found(batch: AtomsBatch, out: dict[str, Tensor]) -> Found:

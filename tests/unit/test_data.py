@@ -1,5 +1,7 @@
 """Reading, vetting and splitting labelled data: everything that must be refused."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from mlff.data import (
     overlap,
 )
 from mlff.errors import DataError, InputError, MlffWarning, StateError
-from mlff.scf import named_level
+from mlff.scf import DFTSettings, is_level, named_level
 from mlff.state import set_state
 from mlff.testing.labelled import ATOMS, labelled_frames, labelled_methylenes
 from mlff.vetting import check_references
@@ -262,6 +264,17 @@ def test_unrestricted_singlets_are_a_level_of_their_own(frames):
     singlet.info["level_of_theory"] = "RKS-b3lyp5/cc-pvdz"
     with pytest.raises(DataError, match="several levels of theory"):
         label_dataset(frames)
+
+
+def test_energies_are_comparable_at_the_level_of_the_labels_only():
+    restricted = DFTSettings(xc="b3lyp5", basis="cc-pvdz")
+    broken = dataclasses.replace(restricted, reference="unrestricted")
+    assert is_level(restricted, "b3lyp5/cc-pvdz")
+    assert is_level(broken, "UKS-b3lyp5/cc-pvdz")
+    assert not is_level(broken, "b3lyp5/cc-pvdz")
+    assert not is_level(restricted, "UKS-b3lyp5/cc-pvdz")
+    assert not is_level(restricted, "b3lyp5/def2-svp")
+    assert not is_level(restricted, "")
 
 
 @pytest.mark.parametrize("name", ["", "b3lyp5", "toy", "CCSD(T)", "/cc-pvdz"])
