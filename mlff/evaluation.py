@@ -5,6 +5,7 @@ other properties in the units of :data:`mlff.properties.PROPERTIES`, which the n
 metrics end in.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,9 +37,21 @@ class Residuals:
 
     values: dict[str, Tensor]
 
-    def loss(self, weights: Mapping[str, float]) -> Tensor:
-        """Return the sum of the mean squared errors, each times its weight."""
-        parts = [w * self.values[name].square().mean() for name, w in weights.items()]
+    def loss(
+        self, weights: Mapping[str, float], huber_delta: float = math.inf
+    ) -> Tensor:
+        """Return the sum of the mean squared errors, each times its weight.
+
+        Args:
+            weights: by property.
+            huber_delta: larger errors e count as δ (2 |e| − δ), which continues e² with
+                its slope (Huber, Ann. Math. Stat. 35, 73 (1964), twice over).
+        """
+        parts = []
+        for name, weight in weights.items():
+            size = self.values[name].abs()
+            near = size.clamp(max=huber_delta)
+            parts.append(weight * (near * (2 * size - near)).mean())
         return torch.stack(parts).sum()
 
 

@@ -2,7 +2,8 @@
 
 The loss is that of eq. 15 of CMRET (arXiv:2308.10752):
 ``energy_weight · MSE(energy) + forces_weight · MSE(force components)``, in eV and eV/Å,
-and likewise for other properties, in their units, by ``property_weights``.
+and likewise for other properties, in their units, by ``property_weights``; with
+``huber_delta``, errors larger than that count linearly.
 """
 
 import dataclasses
@@ -89,6 +90,10 @@ class TrainingConfig:
         forces_weight: of the mean squared error of force components, Å²/eV².
         property_weights: of the mean squared error of other properties, by name, see
             :data:`mlff.properties.TARGETS`, one over their unit squared.
+        huber_delta: errors beyond it, in eV, eV/Å and the units of other properties,
+            count linearly (Huber), so that a few labels that cannot be learned, near
+            crossings of states for example, do not rule the others; 0 for squares
+            throughout.
         optimizer: ``"adam"`` or ``"adamw"``.
         weight_decay: of AdamW.
         schedule: ``"cosine"`` (linear warm-up, then down to ``floor``) or ``"cyclic"``
@@ -109,6 +114,7 @@ class TrainingConfig:
     energy_weight: float = 0.2
     forces_weight: float = 0.8
     property_weights: dict[str, float] = field(default_factory=dict)
+    huber_delta: float = 0.0
     optimizer: str = "adam"
     weight_decay: float = 0.0
     schedule: str = "cosine"
@@ -126,12 +132,12 @@ class TrainingConfig:
                 raise InputError(
                     f"`training.{name}` must be at least 1, got {getattr(self, name)}"
                 )
-        for name in ("energy_weight", "forces_weight", "weight_decay", "floor"):
+        not_negative = ("energy_weight", "forces_weight", "huber_delta")
+        not_negative += ("weight_decay", "floor", "warmup_epochs", "patience")
+        for name in not_negative:
             _check(name, getattr(self, name), getattr(self, name) >= 0, "≥ 0")
         for name in ("rate", "clip_norm"):
             _check(name, getattr(self, name), getattr(self, name) > 0, "> 0")
-        for name in ("warmup_epochs", "patience"):
-            _check(name, getattr(self, name), getattr(self, name) >= 0, "≥ 0")
         _check("ema_decay", self.ema_decay, 0 <= self.ema_decay < 1, "in [0, 1)")
         _check("floor", self.floor, self.floor <= self.rate, "≤ rate")
         self._check_property_weights()
@@ -172,6 +178,11 @@ class TrainingConfig:
         both = {"energy": self.energy_weight, "forces": self.forces_weight}
         both |= self.property_weights
         return {name: both[name] for name in TARGETS if both.get(name, 0.0) > 0}
+
+    @property
+    def loss(self) -> dict[str, Any]:
+        """Arguments of :meth:`mlff.evaluation.Residuals.loss`."""
+        return {"weights": self.weights, "huber_delta": self.huber_delta or math.inf}
 
     @property
     def heads(self) -> tuple[str, ...]:

@@ -301,7 +301,7 @@ def _validate(
     """Measure the averaged weights, keep them if they are the best, and checkpoint."""
     settings = run.config.training
     errors = all_residuals(run.average, validation)
-    measured = float(errors.loss(settings.weights))
+    measured = float(errors.loss(**settings.loss))
     if not math.isfinite(measured):
         raise TrainingDiverged(
             f"the validation loss after epoch {run.epoch} is not finite; the "

@@ -128,7 +128,7 @@ class Trainer:
         settings = self.config.training
         data = self.train.select(chosen)
         errors = residuals(self.potential, data, create_graph=True)
-        loss = errors.loss(settings.weights)
+        loss = errors.loss(**settings.loss)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self._weights, settings.clip_norm)

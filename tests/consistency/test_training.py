@@ -47,11 +47,27 @@ def test_the_loss_is_equation_15():
         }
     )
     expected = 0.2 * (0.01 + 0.09) / 2 + 0.8 * (1.0 + 4.0) / 3
-    assert float(errors.loss(TrainingConfig(epochs=1).weights)) == pytest.approx(
+    assert float(errors.loss(**TrainingConfig(epochs=1).loss)) == pytest.approx(
         expected, rel=1e-14
     )
     assert TrainingConfig(epochs=1).energy_weight == 0.2
     assert TrainingConfig(epochs=1).forces_weight == 0.8
+
+
+def test_with_a_huber_delta_large_errors_count_linearly_and_smoothly():
+    """e² up to δ, then the tangent of e² at δ: δ (2 |e| − δ)."""
+    settings = TrainingConfig(epochs=1, energy_weight=1.0, huber_delta=0.5).loss
+
+    def loss(value):
+        energy = torch.tensor([value], dtype=torch.float64, requires_grad=True)
+        zero = torch.zeros((1, 3), dtype=torch.float64)
+        out = Residuals(values={"energy": energy, "forces": zero}).loss(**settings)
+        out.backward()
+        return out.item(), energy.grad.item()
+
+    assert loss(0.3) == pytest.approx((0.09, 0.6))
+    assert loss(-2.0) == pytest.approx((0.5 * (4.0 - 0.5), -1.0))
+    assert loss(0.5 - 1e-9) == pytest.approx(loss(0.5 + 1e-9), abs=1e-8)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])

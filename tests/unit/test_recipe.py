@@ -47,6 +47,7 @@ epochs = 3
         ("epochs = 3", "epochs = 0", InputError, "epochs` must be at least 1"),
         ('["toy.xyz"]', '"toy.xyz"', InputTypeError, "must be a list of strings"),
         ("epochs = 3", "epochs = 3\nrate = -1", InputError, "rate` must be > 0"),
+        ("epochs = 3", "epochs = 3\nhuber_delta = -1", InputError, "huber_delta` must"),
         ("epochs = 3", "epochs = 3\nfloor = 1.0", InputError, "floor` must be ≤ rate"),
         (
             "epochs = 3",
