@@ -132,9 +132,10 @@ class TrainingConfig:
                 raise InputError(
                     f"`training.{name}` must be at least 1, got {getattr(self, name)}"
                 )
-        not_negative = ("energy_weight", "forces_weight", "huber_delta")
-        not_negative += ("weight_decay", "floor", "warmup_epochs", "patience")
-        for name in not_negative:
+        for name in (
+            *("energy_weight", "forces_weight", "huber_delta", "weight_decay"),
+            *("floor", "warmup_epochs", "patience"),
+        ):
             _check(name, getattr(self, name), getattr(self, name) >= 0, "≥ 0")
         for name in ("rate", "clip_norm"):
             _check(name, getattr(self, name), getattr(self, name) > 0, "> 0")
