@@ -11,8 +11,9 @@ and an electron in the largest orbital at hand. Quartets of H2O⁺, NH3⁺, CH4�
 are left out: they lie more than 6 eV above the doublet, among many others.
 
 Geometries belong to the molecule, and every state is computed at all of them, so that
-ionisation energies, electron affinities and gaps are vertical differences of labels.
-A geometry starts somewhere between the minimum of the ground state and that of another
+ionisation energies, electron affinities and gaps are vertical differences of labels;
+then come more geometries in the states that are hardest to learn, see ``MORE``. A
+geometry starts somewhere between the minimum of the ground state and that of another
 state (both relaxed at ``SAMPLING``), moves along the harmonic modes of the ground state
 by the amplitudes of a harmonic oscillator at ``TEMPERATURE_K``, clipped at 2.5 standard
 deviations, and in every third geometry one bond is drawn: see ``STRETCH``. Molecules
@@ -57,6 +58,16 @@ GEOMETRIES = {2: 26, 3: 68, 4: 140, 5: 160}
 STRETCH = {2: (0.85, 1.6), 3: (0.85, 1.35), 4: (0.85, 1.35), 5: (0.85, 1.35)}
 
 States = tuple[tuple[int, int], ...]
+
+#: More geometries of a molecule, and the states that they are labelled in: degenerate
+#: ones, whose lowest surface has kinks (CH4⁺ and what is like it), and a bond that is
+#: drawn far.
+MORE: dict[str, tuple[int, tuple[tuple[int, int], ...]]] = {
+    "CH4": (200, ((0, 3), (1, 2))),
+    "CH3": (80, ((0, 4), (1, 3))),
+    "NH3": (60, ((0, 3),)),
+    "O2": (26, ((0, 3), (0, 1), (1, 2), (1, 4), (-1, 2))),
+}
 
 
 @dataclass(frozen=True)
@@ -200,7 +211,8 @@ def geometries(name: str, minima: list[Atoms]) -> list[np.ndarray]:
     names = sorted(k for k in first.arrays if k.startswith("mode_"))
     deviations = np.array([first.arrays[k] for k in names])
     generator = qmc.Sobol(len(names) + 4, rng=np.random.default_rng(len(first)))
-    count, (shortest, longest) = GEOMETRIES[len(first)], STRETCH[len(first)]
+    count = GEOMETRIES[len(first)] + MORE.get(name, (0, ()))[0]
+    shortest, longest = STRETCH[len(first)]
     points = generator.random_base2(int(np.ceil(np.log2(count))))[:count]
     out = []
     for index, (*z, which, way, bond, factor) in enumerate(points):
@@ -224,14 +236,15 @@ def sampled(path: Path) -> Iterator[Atoms]:
     for name, species in SPECIES.items():
         taken, minima = minima[: len(species.minima)], minima[len(species.minima) :]
         pools[name] = geometries(name, taken)
-    for index in range(max(GEOMETRIES.values())):
+    for index in range(max(map(len, pools.values()))):
         for name, pool in pools.items():
-            if index < len(pool):
-                for state in SPECIES[name].states:
-                    atoms = bare(name, state)
-                    atoms.positions = pool[index]
-                    atoms.info["geometry"] = index
-                    yield atoms
+            usual = index < GEOMETRIES[len(pool[0])]
+            states = SPECIES[name].states if usual else MORE.get(name, (0, ()))[1]
+            for state in states if index < len(pool) else ():
+                atoms = bare(name, state)
+                atoms.positions = pool[index]
+                atoms.info["geometry"] = index
+                yield atoms
 
 
 def stable_label(atoms: Atoms, settings: DFTSettings) -> Atoms:

@@ -20,6 +20,8 @@ from mlff.properties import PROPERTIES
 from mlff.region import Region
 from mlff.state import State
 
+FormulaStates = dict[str, tuple[tuple[int, int], ...]]
+
 #: A cell flatter than this has no stress, Å³: slabs and wires with a zero vector.
 MIN_VOLUME = 1e-6
 
@@ -59,16 +61,32 @@ def check_batch(
             "not have the energy of its cells); train one with scope='local'"
         )
     asked = batch.formula_states()
-    _warn_of_compositions(potential, asked)
-    for text in _unseen_states(potential, asked):
-        if strict:
-            raise InputError(text)
+    states = list(_unseen_states(potential, asked))
+    if strict and states:
+        raise InputError(states[0])
+    for text in (*_unseen_compositions(potential, asked), *states):
         warn_once(text)
 
 
-def _unseen_states(
-    potential: Potential, asked: dict[str, tuple[tuple[int, int], ...]]
-) -> Iterator[str]:
+def unseen(potential: Potential, batch: AtomsBatch) -> tuple[str, ...]:
+    """Return what :func:`check_batch` warns of: compositions and states not trained."""
+    asked = batch.formula_states()
+    states = _unseen_states(potential, asked)
+    return (*_unseen_compositions(potential, asked), *states)
+
+
+def _unseen_compositions(potential: Potential, asked: FormulaStates) -> Iterator[str]:
+    """Say of which molecules the like was not in training: energies mean little."""
+    seen = potential.info.formulas
+    missing = sorted(set(asked) - set(seen))
+    if seen and missing:
+        yield (
+            f"{', '.join(missing)}: not in the training data (seen: "
+            f"{', '.join(seen)}), energies there are extrapolation"
+        )
+
+
+def _unseen_states(potential: Potential, asked: FormulaStates) -> Iterator[str]:
     """Say which states were not in training at all, or not of that molecule."""
     info, told = potential.info, set()
     for formula, states in asked.items():
@@ -86,21 +104,6 @@ def _unseen_states(
                 f"{subject} was not in the training data (seen: {listed or 'none'}): "
                 "energies there are extrapolation"
             )
-
-
-def _warn_of_compositions(
-    potential: Potential, asked: dict[str, tuple[tuple[int, int], ...]]
-) -> None:
-    """Warn once of molecules whose like was not in training: energies mean little."""
-    seen = potential.info.formulas
-    if not seen:
-        return
-    unseen = sorted(set(asked) - set(seen))
-    if unseen:
-        warn_once(
-            f"{', '.join(unseen)}: not in the training data (seen: {', '.join(seen)}), "
-            "energies there are extrapolation"
-        )
 
 
 def region_of(potential: Potential) -> Region | None:

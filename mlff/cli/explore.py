@@ -231,7 +231,7 @@ def _scan(arguments: argparse.Namespace) -> int:
         ),
     )
     folder.mkdir(exist_ok=True)
-    _write_settings(folder, task, settings)
+    _write_settings(folder, task, settings, surface)
     if arguments.force and not config.relax:  # points of the scan that was there
         (folder / _RELAXED).unlink(missing_ok=True)
     _write_points(folder / "points.xyz", surface)
@@ -316,13 +316,17 @@ def _check_same(folder: Path, task: dict[str, Any]) -> None:
 
 
 def _write_settings(
-    folder: Path, task: dict[str, Any], settings: "DFTSettings | None"
+    folder: Path,
+    task: dict[str, Any],
+    settings: "DFTSettings | None",
+    surface: "Surface",
 ) -> None:
     from mlff.runfolder import versions, write_json
 
     content = {
         "scan": task,
         "dft": None if settings is None else settings.identity(),
+        "unseen_in_training": surface.unseen,
         "versions": versions(),
         "units": {"energy": "eV", "length": "Ang", "angle": "degrees"},
     }

@@ -151,6 +151,7 @@ def find_crossing(
         converged=not reason,
         reason=reason,
         outside=surfaces.outside(last.positions),
+        unseen=surfaces.unseen,
     )
 
 

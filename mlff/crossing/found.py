@@ -55,6 +55,7 @@ class Crossing:
         reason: why not; empty if it is.
         outside: how the geometry has left the region that training has seen; empty if
             it has not, or if nothing is known of training.
+        unseen: what of the molecule and its states was not in training, in words.
     """
 
     atoms: Atoms
@@ -72,6 +73,7 @@ class Crossing:
     converged: bool
     reason: str
     outside: str
+    unseen: tuple[str, ...]
 
     @property
     def gap(self) -> float:
@@ -108,6 +110,7 @@ class Crossing:
             "converged": self.converged,
             "reason": self.reason,
             "outside_training": self.outside,
+            "unseen_in_training": list(self.unseen),
             "symbols": self.atoms.get_chemical_symbols(),
             "positions_A": self.atoms.positions.tolist(),
             "states": [[s.charge, s.multiplicity] for s in self.states],
@@ -151,9 +154,9 @@ class Crossing:
             frame.info["above_minimum_eV"], frame.info["above_other_minimum_eV"] = (
                 self.heights
             )
-        for name in ("reason", "outside"):
-            if getattr(self, name):
-                frame.info[name] = getattr(self, name)
+        told = {"reason": self.reason, "outside": self.outside}
+        told["unseen"] = "; ".join(self.unseen)
+        frame.info |= {name: text for name, text in told.items() if text}
         text = io.StringIO()
         write(text, frame, format="extxyz")
         write_atomic(Path(path), text.getvalue().encode())
@@ -176,6 +179,7 @@ class Crossing:
             lines.append(f"  why: {self.reason}")
         if self.outside:
             lines.append(f"  outside of training: {self.outside}; energies mean little")
+        lines += [f"  {text}" for text in self.unseen]
         return "\n".join(lines)
 
     def _per_state(self) -> list[tuple[State, str]]:

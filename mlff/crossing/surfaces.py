@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mlff.batch import AtomsBatch
 from mlff.errors import InputError, InputTypeError, MlffError
 from mlff.forcefield import ForceField
-from mlff.inference import check_batch, region_of
+from mlff.inference import check_batch, region_of, unseen
 from mlff.potential import Potential
 from mlff.start import check_contacts
 from mlff.state import State, set_state
@@ -59,6 +59,8 @@ class Surfaces:
     Attributes:
         atoms: the molecule in each of its states.
         n_calls: geometries evaluated so far.
+        unseen: what of the molecule and its states was not in training, in words;
+            empty where nothing is known of training.
 
     Args:
         source: a :class:`Potential`, or a calculator of ASE that reads charge and spin
@@ -78,9 +80,12 @@ class Surfaces:
         self.n_calls = 0
         self._last: tuple[bytes, Values] | None = None
         self._forcefield: ForceField | None = None
+        potential = getattr(source, "potential", source)  # that of a calculator
+        self._potential = potential if isinstance(potential, Potential) else None
+        batch = AtomsBatch.from_atoms(self.atoms)
+        self.unseen = unseen(self._potential, batch) if self._potential else ()
         if isinstance(source, Potential):
             source.check_properties(("energy", "forces"), False)
-            batch = AtomsBatch.from_atoms(self.atoms)
             check_batch(source, batch)
             check_contacts(batch)
             self._batch = batch.to(source.device)
@@ -157,10 +162,7 @@ class Surfaces:
 
         Empty too where nothing is known of training.
         """
-        potential = self.source
-        if not isinstance(potential, Potential):
-            potential = getattr(self.source, "potential", None)
-        region = region_of(potential) if isinstance(potential, Potential) else None
+        region = region_of(self._potential) if self._potential else None
         if region is None:
             return ""
         atoms = self.atoms[0].copy()

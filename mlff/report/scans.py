@@ -169,7 +169,7 @@ def _errors(surface: Surface, reference: Reference) -> list[str]:
 
 
 def _warnings(surface: Surface) -> list[str]:
-    out = []
+    out = list(surface.unseen)
     reasons: dict[str, int] = {}
     for remark in surface.remarks.ravel().tolist():
         if remark:

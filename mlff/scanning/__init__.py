@@ -24,7 +24,7 @@ from mlff.coordinates import Coordinate
 from mlff.device import exact
 from mlff.errors import InputError, InputTypeError, warn_once
 from mlff.forcefield.memory import free_bytes
-from mlff.inference import check_batch
+from mlff.inference import check_batch, unseen
 from mlff.potential import Potential
 from mlff.relaxation import RelaxOptions, as_optimizer, check_end
 from mlff.relaxation import relax as relax_all
@@ -152,6 +152,7 @@ def scan(
         states=task.states,
         **{k: _gridded(v, task, axes, unreached) for k, v in rows.items()},
         relaxed=relax,
+        unseen=unseen(potential, task.batch(len(task.states))),
         seconds=time.monotonic() - began,
     )
 
@@ -166,17 +167,17 @@ class _Task(NamedTuple):
 
     def evaluate(self, positions: Tensor, progress: bool) -> Found:
         """Evaluate geometries, (n_states * n_points, n_atoms, 3), state by state."""
-        columns = torch.tensor(self.states).repeat_interleave(
-            len(positions) // len(self.states), 0
-        )
-        batch = self.one.select(torch.zeros(len(positions), dtype=torch.int64))
-        batch = batch.replace(
-            positions=positions.flatten(0, 1),
-            charge=columns[:, 0],
-            multiplicity=columns[:, 1],
-        )
+        batch = self.batch(len(positions)).replace(positions=positions.flatten(0, 1))
         forces = self.options.forces
         return evaluate(self.potential, batch, forces=forces, progress=progress)
+
+    def batch(self, n_systems: int) -> AtomsBatch:
+        """Return the molecule as often, state by state."""
+        columns = torch.tensor(self.states).repeat_interleave(
+            n_systems // len(self.states), 0
+        )
+        batch = self.one.select(torch.zeros(n_systems, dtype=torch.int64))
+        return batch.replace(charge=columns[:, 0], multiplicity=columns[:, 1])
 
     def relaxed(
         self, positions: Tensor, which: NDArray[np.int64], hold: tuple[Coordinate, ...]

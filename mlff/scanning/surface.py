@@ -58,6 +58,8 @@ class Surface:
         members: energies of each member of a committee, (n_states, *shape, n_members),
             eV; ``None`` for one potential.
         relaxed: whether all but the scanned coordinates is relaxed.
+        unseen: what of the molecule and its states was not in training, in words;
+            their energies are extrapolation everywhere.
         seconds: that the scan took.
     """
 
@@ -72,6 +74,7 @@ class Surface:
     forces: Array | None
     members: Array | None
     relaxed: bool
+    unseen: tuple[str, ...]
     seconds: float
 
     @property

@@ -145,6 +145,8 @@ def test_many_states_have_lines_of_their_own(folder):
     states = ["--states", "0,1 0,3 0,5 1,2 1,4 -1,2 -1,4 2,1"]
     assert main(["scan", "ch2.xyz", *axis, *RUN, *states]) == 0
     assert len(imread("out/surface.png"))
+    unseen = json.loads(Path("out/scan.json").read_text())["unseen_in_training"]
+    assert len(unseen) == 6
 
 
 def test_a_stopped_relaxed_scan_says_how_to_go_on(folder, capsys, monkeypatch):

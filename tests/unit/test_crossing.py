@@ -374,6 +374,11 @@ def test_untrained_states_are_warned_about(ch2, forget_warnings):
         found = search(methylene(), ch2, states=[(0, 1), (1, 2)], fmax=1e-3)
     assert found.converged
     assert abs(found.gap) < 1e-4
+    (told,) = found.unseen
+    assert "multiplicity 2 was not in the training data" in told
+    assert told in str(found)
+    assert found.to_json()["unseen_in_training"] == [told]
+    assert search(methylene(), mlff.MLFFCalculator(ch2)).unseen == ()
 
 
 # The result

@@ -16,6 +16,7 @@ import mlff
 from mlff.coordinates import Coordinate, values
 from mlff.demo import methylene
 from mlff.errors import InputError, InputTypeError, MlffWarning, StateError
+from mlff.report.scans import scan_table
 from mlff.scanning import Axis, ScanOptions, Surface, scan
 from mlff.scanning.axes import read_axes
 from mlff.scanning.grid import geometries, targets
@@ -190,6 +191,7 @@ def surface_of(energies, axes, states=STATES, **changes) -> Surface:
         "forces": None,
         "members": None,
         "relaxed": False,
+        "unseen": (),
         "seconds": 0.0,
     }
     return Surface(**{**content, **changes})
@@ -380,9 +382,16 @@ def test_states_that_cannot_be_are_refused(ch2, states, error, told):
         scan(methylene(1.1, 100, 1), ch2, [ANGLES], states, options=QUIET)
 
 
-def test_an_unseen_state_is_warned_of(ch2, forget_warnings):
+def test_an_unseen_state_is_warned_of_and_remembered(ch2, forget_warnings):
+    states = [(0, 1), (1, 2)]
     with pytest.warns(MlffWarning, match=r"charge \+1, multiplicity 2 was not in"):
-        scan(methylene(1.1, 100, 1), ch2, [ANGLES], [(0, 1), (1, 2)], options=QUIET)
+        surface = scan(methylene(1.1, 100, 1), ch2, [ANGLES], states, options=QUIET)
+    (told,) = surface.unseen
+    assert told.startswith("charge +1, multiplicity 2 was not in the training data")
+    assert told in scan_table(surface)
+    assert (
+        scan(methylene(1.1, 100, 1), ch2, [ANGLES], STATES, options=QUIET).unseen == ()
+    )
 
 
 def test_states_that_a_model_does_not_tell_apart_are_warned_of(forget_warnings):
