@@ -327,7 +327,8 @@ def check_committee(potential: Any, argument: str) -> Committee:
     if not isinstance(potential, Committee):
         raise InputTypeError(
             f"`{argument}` needs a committee, whose members may disagree, got "
-            f"{type(potential).__name__}; join potentials with mlff.Committee([...])"
+            f"{type(potential).__name__}; join potentials with mlff.Committee([...]), "
+            "or name their files, separated by commas"
         )
     return potential
 

@@ -165,12 +165,13 @@ def check_state(
         )
     if parity and (electrons + multiplicity) % 2 == 0:
         kind = "odd" if electrons % 2 else "even"
-        fits = "even (2, 4, …)" if electrons % 2 else "odd (1, 3, …)"
+        fits = "even" if electrons % 2 else "odd"
+        near = [m for m in (multiplicity - 1, multiplicity + 1) if m > 0]
         raise StateError(
             f"`spin` (multiplicity 2S+1) = {multiplicity} does not fit {electrons} "
             f"electrons (nuclear charge {nuclear}, charge {charge:+d}): an {kind} "
-            f"number of electrons needs an {fits} multiplicity. "
-            "Set it with mlff.set_state(atoms, charge=..., spin=...)"
+            f"number of electrons needs an {fits} multiplicity, like "
+            f"{' or '.join(map(str, near))}; or the charge is another one"
         )
 
 

@@ -52,7 +52,11 @@ def add_verbs(verbs: Any) -> None:
         metavar='"Q,M Q,M"',
         help="charge and multiplicity of both states",
     )
-    add("--model", help="name of a shipped model, or a file; or --dft, or both")
+    add(
+        "--model",
+        help="name of a shipped model, or a file; several, separated by commas, are a "
+        "committee; or --dft, or both",
+    )
     add("--out", required=True, help="folder to write into; made if missing")
     add(
         "--fix",

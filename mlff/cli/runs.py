@@ -297,9 +297,13 @@ def read_config(kind: type[Config], arguments: argparse.Namespace) -> Config:
     limits = {name: value for name, value in options.items() if name in bounds}
     if limits:
         table["limits"] = {**table.get("limits", {}), **limits}
-    for name in ("model", "out"):
-        if name not in table:
-            raise InputError(f"give --{name}, or `{name}` in the run file")
+    for name, option in (
+        ("model", "model"),
+        ("out", "out"),
+        ("coordinates", "coordinate"),
+    ):
+        if name in names and name not in table:
+            raise InputError(f"give --{option}, or `{name}` in the run file")
     return from_table(kind, table)
 
 

@@ -337,9 +337,10 @@ def _two_states(states: Any) -> tuple[State, State]:
     listed = list(states) if isinstance(states, Iterable) else []
     pairs = [one if isinstance(one, State) else _state(one) for one in listed]
     if len(pairs) != 2 or pairs[0] == pairs[1]:
+        got = " and ".join(map(str, listed)) or repr(states)
         raise InputError(
-            "`states` must be two different (charge, multiplicity 2S+1), like "
-            f"[(0, 1), (0, 3)], got {states!r}"
+            "`states` must be two different (charge, multiplicity 2S+1), like (0, 1) "
+            f"and (0, 3), got {got}"
         )
     return pairs[0], pairs[1]
 

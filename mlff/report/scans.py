@@ -190,13 +190,12 @@ def _warnings(surface: Surface) -> list[str]:
 
 def reference_csv(surface: Surface, reference: Reference, path: Path) -> None:
     """Write a line for each energy of a reference, with that of the model beside it."""
-    names = [str(c).replace(" ", "_") for a in surface.axes for c in a.coordinates]
     shifted = reference.shifted(surface) - surface.relative()
     rows = []
     for at in map(tuple, np.argwhere(np.isfinite(reference.energies))):
         values = map(cell, surface.values[at[1:]])
         energies = (surface.energies[at], reference.energies[at], -shifted[at])
         rows.append([*values, *surface.states[at[0]], *map(cell, energies)])
-    columns = (*names, "charge", "multiplicity")
+    columns = (*surface.columns, "charge", "multiplicity")
     energies = ("model_eV", "reference_eV", "model_minus_reference_eV")
     write_csv(path, (*columns, *energies), rows)

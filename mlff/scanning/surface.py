@@ -93,6 +93,15 @@ class Surface:
         return targets(self.axes).reshape(*self.shape, -1)
 
     @property
+    def columns(self) -> list[str]:
+        """Names of the coordinates in files, like ``angle_1_0_2_degrees``."""
+        out = []
+        for one in (one for axis in self.axes for one in axis.coordinates):
+            unit = "A" if one.unit == "Å" else one.unit
+            out.append("_".join((one.kind, *map(str, one.atoms), unit)))
+        return out
+
+    @property
     def lowest(self) -> float:
         """Lowest energy of all good points, eV; not a number if there is none."""
         return float(self.energies[self.good].min()) if self.good.any() else np.nan
@@ -193,7 +202,7 @@ class Surface:
         in the CSV file, ``converged``, and ``outside``, ``remark`` and
         ``energy_deviation`` where there are such.
         """
-        columns, values = self._columns(), self.values
+        columns, values = self.columns, self.values
         for which, state in enumerate(self.states):
             for place in np.ndindex(self.shape):
                 if np.isfinite(self.positions[which][place]).all():
@@ -234,7 +243,7 @@ class Surface:
         keys = [f"{charge}_{spin}" for charge, spin in self.states]
         columns: dict[str, list[str]] = {}
         for name, column in zip(
-            self._columns(), targets(self.axes).T.round(10).tolist(), strict=True
+            self.columns, targets(self.axes).T.round(10).tolist(), strict=True
         ):
             columns[name] = list(map(repr, column))
         for k, key in enumerate(keys):
@@ -256,14 +265,6 @@ class Surface:
         writer.writerow(columns)
         writer.writerows(zip(*columns.values(), strict=True))
         write_atomic(Path(path), text.getvalue().encode())
-
-    def _columns(self) -> list[str]:
-        """Names of the coordinates in files, like ``angle_1_0_2_degrees``."""
-        out = []
-        for one in (one for axis in self.axes for one in axis.coordinates):
-            unit = "A" if one.unit == "Å" else one.unit
-            out.append("_".join((one.kind, *map(str, one.atoms), unit)))
-        return out
 
     def _which(self, state: Any) -> int:
         pair = tuple(state) if isinstance(state, (tuple, list)) else state

@@ -195,7 +195,7 @@ def test_what_lies_outside_the_region_of_training_is_told(folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ([], "the key `coordinates` is missing"),
+        ([], "give --coordinate, or `coordinates`"),
         (["--coordinate", "angle 1 0 3 90 120 3"], "no atom 3"),
         (["--coordinate", "bond 0 1 1.0 1.2"], "number of points"),
         ([*ANGLE, "--xc", "pbe"], "ask for some with `dft`"),
@@ -253,7 +253,7 @@ def test_dft_points_lie_beside_the_model(folder, capsys):
     # Another level of theory: its zero is moved to the model's at the lower point.
     assert "against hf/sto-3g at 2 points, its zero shifted" in out
     rows = table("out/reference.csv")
-    assert [float(row["angle_1-0-2"]) for row in rows] == [100, 140]
+    assert [float(row["angle_1_0_2_degrees"]) for row in rows] == [100, 140]
     off = [float(row["model_minus_reference_eV"]) for row in rows]
     lower = np.argmin([float(row["model_eV"]) for row in rows])
     assert off[lower] == pytest.approx(0.0, abs=1e-9)
