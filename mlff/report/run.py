@@ -239,32 +239,34 @@ class Run:
         return slope, np.sqrt(rest)
 
     def temperature_of(self, systems: NDArray[np.int64]) -> tuple[float, float]:
-        """Return the mean temperature of some systems and its standard error, K.
+        """Return the mean temperature of some systems and its standard error, K."""
+        return self.average(self.temperature, systems)
+
+    def average(self, values: Array, systems: NDArray[np.int64]) -> tuple[float, float]:
+        """Return the mean over the second half of some systems, and its standard error.
 
         The error is that of the mean over systems that move independently; of fewer
         than eight systems, five pieces of the second half each.
+
+        Args:
+            values: of each system at each frame, (n_frames, n_systems).
+            systems: which to average over.
         """
-        if len(systems) >= _ENOUGH_SYSTEMS:
-            values = self.mean_temperature[systems]
-        else:
-            rows = np.flatnonzero(self.counted.any(1))
-            pieces = np.array_split(rows, max(1, min(_PIECES, len(rows))))
-            values = np.concatenate(
-                [
-                    mean_of(
-                        self.temperature[piece][:, systems],
-                        self.counted[piece][:, systems],
-                    )
-                    for piece in pieces
-                ]
-            )
-        values = values[np.isfinite(values)]
-        if len(values) == 0:
+        rows = np.flatnonzero(self.counted.any(1))
+        n_pieces = 1 if len(systems) >= _ENOUGH_SYSTEMS else min(_PIECES, len(rows))
+        means = np.concatenate(
+            [
+                mean_of(values[piece][:, systems], self.counted[piece][:, systems])
+                for piece in np.array_split(rows, max(1, n_pieces))
+            ]
+        )
+        means = means[np.isfinite(means)]
+        if len(means) == 0:
             return np.nan, np.nan
         error = (
-            np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+            np.std(means, ddof=1) / np.sqrt(len(means)) if len(means) > 1 else np.nan
         )
-        return float(values.mean()), float(error)
+        return float(means.mean()), float(error)
 
     def gaps(self) -> dict[tuple[tuple[int, int], tuple[int, int]], Array]:
         """Return E(first state) − E(state) of every geometry, eV, by the two states.

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from mlff.files import write_atomic
 from mlff.report.run import Array, Run, mean_of
 
-#: Kinds that a table lists: a run of a thousand molecules would fill the screen.
-MAX_KINDS = 20
+#: Kinds that a table lists, and those whose gaps are below it: a run of a thousand
+#: molecules would fill the screen.
+MAX_KINDS, MAX_GAPS = 20, 6
 
 _COLUMNS = (
     "system",
@@ -40,7 +41,8 @@ def md_table(run: Run) -> str:
 
     Columns: mean temperature ± standard error over the second half of the run; slope of
     the conserved energy, its mean ± standard error and that of the worst system; median
-    scatter of the conserved energy about the slope.
+    scatter of the conserved energy about the slope. Then mean gaps ± standard error
+    over the second half, where states were recorded.
     """
     groups = list(run.groups.items())
     rows = [_row(str(kind), run, which) for kind, which in groups[:MAX_KINDS]]
@@ -53,6 +55,12 @@ def md_table(run: Run) -> str:
         stopped.setdefault(reason, []).append(index)
     lines = aligned([*_HEADING, *rows])
     lines += [f"frozen: {reason}: {listing(k)}" for reason, k in stopped.items()]
+    for (one, other), gap in run.gaps().items():
+        name = f"mean of E{one} − E{other}"
+        for kind, which in groups[:MAX_GAPS]:
+            mean, error = run.average(gap, which)
+            found = f"{mean:+.4f}" + (f" ± {error:.1g}" if np.isfinite(error) else "")
+            lines.append(f"{name} in {kind}: {found if np.isfinite(mean) else '-'} eV")
     return "\n".join(lines)
 
 

@@ -143,7 +143,7 @@ def test_the_table_has_a_line_for_each_kind_and_one_for_all():
     assert singlets[-1] == "1"
     assert lines[4].split()[-1] == "2"
     assert f"{run.drift[:11:2][[0, 1, 3, 4, 5]].mean():+.3g}" in lines[2]
-    assert lines[5:] == [
+    assert lines[5:7] == [
         "frozen: too hot: system 1",
         "frozen: torn: system 4",
     ]
@@ -152,9 +152,9 @@ def test_the_table_has_a_line_for_each_kind_and_one_for_all():
 def test_a_thousand_kinds_do_not_fill_the_screen():
     kinds = tuple(Kind(f"C{n}H{n}", 0, 1) for n in range(1, 1001))
     lines = md_table(synthetic(2000, 3, kinds=kinds)).splitlines()
-    assert len(lines) == 2 + 20 + 2
-    assert "980 more kinds" in lines[-2]
-    assert lines[-1].split()[:2] == ["all", "2000"]
+    assert len(lines) == 2 + 20 + 2 + 6
+    assert "980 more kinds" in lines[22]
+    assert lines[23].split()[:2] == ["all", "2000"]
 
 
 def test_the_csv_has_every_system_with_all_digits(tmp_path):
@@ -295,6 +295,15 @@ def test_without_a_set_temperature_there_is_no_canonical_curve(figure, temperatu
     axes = figure(plot_temperature, Run(**{**vars_of(run), "target_K": target})).axes[1]
     assert not axes.lines
     assert len(axes.patches) == 4  # two kinds, filled and outlined
+
+
+def test_the_table_has_the_mean_gap_of_each_kind_with_its_error():
+    run = synthetic(50, 400)
+    (line,) = [line for line in md_table(run).splitlines() if f"in {SINGLET}:" in line]
+    assert line.startswith("mean of E(0, 3) − E(0, 1)")
+    gap = (run.state_energies[0, 3] - run.state_energies[0, 1])[200:, ::2]
+    error = gap.mean(0).std(ddof=1) / 5
+    assert line.endswith(f": {gap.mean():+.4f} ± {error:.1g} eV")
 
 
 def test_gaps_are_told_with_mean_and_deviation(figure):
