@@ -9,7 +9,7 @@
 
 Ships the weights of the first run of ``MODELS``. The test errors of all its runs go
 into the file and onto the card, which is ``card_NAME.md`` with numbers filled in; those
-of a symmetry split are what to expect for new geometries.
+of a symmetry split or of a test file are what to expect for new geometries.
 
     python data_gen/ship.py ch2 --again
 
@@ -34,10 +34,10 @@ HERE = Path(__file__).parent
 RUNS = HERE.parent / "runs"
 SHIPPED = HERE.parent / "mlff" / "pretrained"
 
-#: Runs of each model by the split that they were measured on; the first is shipped.
+#: Runs of each model by what they were measured on; the first is shipped.
 MODELS = {
-    "ch2": {"random": "ch2", "symmetry": "ch2_symmetric"},
-    "states": {"symmetry": "states"},
+    "ch2": {"random split": "ch2", "symmetry split": "ch2_symmetric"},
+    "states": {"new geometries": "states"},
 }
 
 
@@ -76,10 +76,8 @@ def main() -> None:
 def measured(runs: dict[str, str]) -> dict[str, Any]:
     """Return the test errors of all runs."""
     return {
-        f"test, {split} split": json.loads((RUNS / run / "metrics.json").read_text())[
-            "test"
-        ]
-        for split, run in runs.items()
+        f"test, {where}": json.loads((RUNS / run / "metrics.json").read_text())["test"]
+        for where, run in runs.items()
     }
 
 
@@ -93,8 +91,12 @@ def training_labels(potential: mlff.Potential) -> Dataset:
     asked = provenance["config"]
     data = {name: value for name, value in asked["data"].items() if value is not None}
     config = from_table(mlff.TrainConfig, {**asked, "data": data, "out": ""})
-    files = tuple(str(HERE / name) for name in config.data.files)
-    config = replace(config, data=replace(config.data, files=files))
+    files, test_files = (
+        tuple(str(HERE / name) for name in names)
+        for names in (config.data.files, config.data.test_files)
+    )
+    own = replace(config.data, files=files, test_files=test_files)
+    config = replace(config, data=own)
     with warnings.catch_warnings():  # of mirror images in a random split
         warnings.simplefilter("ignore", mlff.MlffWarning)
         found = load_run_data(config)

@@ -1,7 +1,7 @@
 """Small molecules in many electronic states: one set of labels for one model.
 
     python data_gen/states.py modes                # states_modes.xyz: minima and modes
-    python data_gen/states.py labels --workers 2   # states.xyz, hours of DFT
+    python data_gen/states.py labels --workers 2   # states.xyz, states_test.xyz: hours
     python data_gen/states.py bound                # which anions hold their electron
 
 Eleven molecules in every sensible charge −1, 0, +1 and the two lowest multiplicities of
@@ -17,7 +17,8 @@ geometry starts somewhere between the minimum of the ground state and that of an
 state (both relaxed at ``SAMPLING``), moves along the harmonic modes of the ground state
 by the amplitudes of a harmonic oscillator at ``TEMPERATURE_K``, clipped at 2.5 standard
 deviations, and in every third geometry one bond is drawn: see ``STRETCH``. Molecules
-and states take turns, so that a part of the set is a balanced set.
+and states take turns, so that a part of the set is a balanced set. Every eighth of
+the usual geometries, with all its states, is kept for testing, in a file of its own.
 
 B3LYP with VWN5 (``b3lyp5``) in def2-SVPD, which has diffuse functions, unrestricted in
 every state. Solutions that are not minima are followed down; what does not become one
@@ -58,6 +59,9 @@ GEOMETRIES = {2: 26, 3: 68, 4: 140, 5: 160}
 STRETCH = {2: (0.85, 1.6), 3: (0.85, 1.35), 4: (0.85, 1.35), 5: (0.85, 1.35)}
 
 States = tuple[tuple[int, int], ...]
+
+#: One of so many geometries is not for training.
+TEST_EVERY = 8
 
 #: More geometries of a molecule, and the states that they are labelled in: degenerate
 #: ones, whose lowest surface has kinks (CH4⁺ and what is like it), and a bond that is
@@ -247,6 +251,26 @@ def sampled(path: Path) -> Iterator[Atoms]:
                 yield atoms
 
 
+def is_test(atoms: Atoms) -> bool:
+    """Whether a geometry is kept for testing."""
+    index = int(atoms.info["geometry"])
+    return index % TEST_EVERY == TEST_EVERY - 1 and index < GEOMETRIES[len(atoms)]
+
+
+def label_all(out: Path, workers: int) -> None:
+    """Label what is for training, and what is for testing beside it."""
+    frames = list(sampled(HERE / "states_modes.xyz"))
+    for path, test in ((out.with_stem(f"{out.stem}_test"), True), (out, False)):
+        report = label_frames(
+            [atoms for atoms in frames if is_test(atoms) == test],
+            path,
+            SETTINGS,
+            workers=workers,
+            task=stable_label,
+        )
+        print(report, flush=True)
+
+
 def stable_label(atoms: Atoms, settings: DFTSettings) -> Atoms:
     """Label a molecule, or raise if the solution found is no minimum."""
     labelled = label(atoms, settings)
@@ -291,14 +315,7 @@ def main() -> None:
     elif arguments.part == "modes":
         modes(arguments.out or HERE / "states_modes.xyz")
     else:
-        report = label_frames(
-            list(sampled(HERE / "states_modes.xyz")),
-            arguments.out or HERE / "states.xyz",
-            SETTINGS,
-            workers=arguments.workers,
-            task=stable_label,
-        )
-        print(report)
+        label_all(arguments.out or HERE / "states.xyz", arguments.workers)
 
 
 if __name__ == "__main__":
