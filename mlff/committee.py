@@ -13,6 +13,7 @@ other.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from mlff.batch import AtomsBatch, Edges, Graph
-from mlff.errors import InputError, InputTypeError
+from mlff.errors import InputError, InputTypeError, warn_once
 from mlff.graph import build_graph, derivatives, differentiable
 from mlff.heads import DERIVED
 from mlff.info import TrainingInfo
@@ -244,8 +245,9 @@ class Committee(Potential):
         n_members = config["members"]
         if not isinstance(n_members, int) or not 2 <= n_members <= MAX_MEMBERS:
             raise InputError(f"`members` must lie in 2 … {MAX_MEMBERS}")
-        member = Potential._from_config(config, info, dtype)
-        committee = cls([member] * n_members)
+        committee = cls(
+            [Potential._from_config(config, info, dtype) for _ in range(n_members)]
+        )
         committee.info = info
         return committee
 
@@ -359,6 +361,13 @@ def _check_members(members: Sequence[Potential]) -> None:
                 "`members` must differ in their weights only; member 0 and member "
                 f"{index} differ in {'; '.join(different)}"
             )
+    for (i, one), (j, other) in combinations(enumerate(members), 2):
+        if all(map(torch.equal, one.parameters(), other.parameters())):
+            warn_once(
+                f"members {i} and {j} of the committee have the same weights: what "
+                "they agree on says nothing; train members from different seeds"
+            )
+            break
 
 
 def _differences(first: Potential, other: Potential) -> Iterator[str]:

@@ -15,7 +15,7 @@ import mlff
 import mlff.nn.stacked
 from mlff.batch import AtomsBatch
 from mlff.committee import Committee
-from mlff.errors import InputError, InputTypeError, ModelFileError
+from mlff.errors import InputError, InputTypeError, MlffWarning, ModelFileError
 from mlff.forcefield import ForceField
 from mlff.forcefield.memory import peak_bytes
 from mlff.models import MODELS
@@ -130,8 +130,11 @@ def test_deviations_are_sample_standard_deviations(members, committee):
         assert values.max() > 1e-3
 
 
-def test_members_that_are_the_same_do_not_deviate(members):
-    twins = Committee([members[0]] * 3)
+def test_members_that_are_the_same_do_not_deviate_and_are_warned_of(
+    members, forget_warnings
+):
+    with pytest.warns(MlffWarning, match="members 0 and 1 of the committee have the"):
+        twins = Committee([members[0]] * 3)
     batch, edges = graph_of(twins)
     alone = members[0](batch, edges)
     expect_close(twins(batch, edges)["forces"], alone["forces"], 1e-14)
@@ -393,7 +396,9 @@ def test_the_file_of_a_committee_gives_the_same_numbers(committee, tmp_path):
     assert load(path, dtype=torch.float32).dtype == torch.float32
 
 
-def test_members_are_read_from_their_files(members, committee, tmp_path):
+def test_members_are_read_from_their_files(
+    members, committee, tmp_path, forget_warnings
+):
     paths = [tmp_path / f"{k}.safetensors" for k in range(3)]
     for path, one in zip(paths, members, strict=True):
         one.save(path)
@@ -401,7 +406,8 @@ def test_members_are_read_from_their_files(members, committee, tmp_path):
     expected = committee(batch, edges)["forces"]
     for loaded in (Committee.load(paths), load(",".join(map(str, paths)))):
         assert torch.equal(loaded(batch, edges)["forces"], expected)
-    assert load("ch2,ch2").n_members == 2
+    with pytest.warns(MlffWarning, match="the same weights"):
+        assert load("ch2,ch2").n_members == 2
     with pytest.raises(ModelFileError, match="not an mlff committee"):
         Committee.load(paths[0])
     with pytest.raises(ModelFileError, match=r"missing.safetensors"):
