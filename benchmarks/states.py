@@ -1,14 +1,17 @@
 """One network for many electronic states: errors, vertical differences, embeddings.
 
 python benchmarks/states.py errors [--model states]   # of each molecule in each state
-python benchmarks/states.py embeddings [--epochs 100] # internal, cmret, none
+python benchmarks/states.py embeddings [--epochs 40]  # internal, cmret, none
+python benchmarks/states.py committee [--epochs 40]   # do its deviations tell errors?
 
 ``errors`` predicts the labels that are kept for testing and compares energies, forces
 and the differences of labels at one geometry: energies to remove an electron from each
 state of the neutral and of the anion, and gaps between the two multiplicities of a
 charge. ``embeddings`` trains the three embeddings of charge and spin for the same
 number of epochs and says which states each cannot tell apart, and how much the energy
-changes when a molecule is turned. Runs are kept in --out; a killed benchmark goes on.
+changes when a molecule is turned. ``committee`` trains four networks and draws the
+errors on the labels for testing against their deviations. Runs are kept in --out; a
+killed benchmark goes on.
 """
 
 import argparse
@@ -25,7 +28,9 @@ from ase import Atoms
 from scipy.spatial.transform import Rotation
 
 import mlff
+from mlff.data import load_dataset
 from mlff.frames import read_frames
+from mlff.report.calibration import calibrate, calibration_table, plot_calibration
 
 HERE = Path(__file__).parent.parent / "data_gen"
 RECIPE = HERE / "train_states.toml"
@@ -154,19 +159,34 @@ def embeddings(arguments: argparse.Namespace) -> None:
         print(f"   {merged(potential, frames)}", flush=True)
 
 
+def committee(arguments: argparse.Namespace) -> None:
+    """Train four networks and hold their errors against what they disagree on."""
+    base = mlff.TrainConfig.load(RECIPE)
+    config = replace(
+        base,
+        out=str(arguments.out / f"committee_{arguments.epochs}"),
+        training=replace(base.training, epochs=arguments.epochs),
+    )
+    trained = mlff.fit_committee(config, 4).committee
+    found = calibrate(trained, load_dataset(LABELS, trust_labels=True))
+    print(calibration_table(found))
+    plot_calibration(arguments.plot, found)
+
+
 def main() -> None:
-    """Print one of the two reports."""
+    """Print one of the reports."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=("errors", "embeddings"))
+    parser.add_argument("part", choices=("errors", "embeddings", "committee"))
     parser.add_argument("--model", default="states")
-    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--out", type=Path, default=Path("runs/embeddings"))
+    parser.add_argument("--plot", type=Path, default=Path("docs/calibration.png"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    if arguments.part == "embeddings":
-        embeddings(arguments)
+    if arguments.part != "errors":
+        {"embeddings": embeddings, "committee": committee}[arguments.part](arguments)
         return
     print(errors(mlff.load(arguments.model), read_frames(LABELS)))
 
