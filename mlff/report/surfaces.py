@@ -24,6 +24,9 @@ Array = NDArray[np.float64]
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)))
 
+# States whose legend has room inside a picture of lines.
+_MANY = 3
+
 # Contours show values up to this percentile.
 _SHOWN_PERCENT = 92
 
@@ -57,7 +60,9 @@ def _lines(surface: Surface, reference: Reference | None) -> "Figure":
     from matplotlib.figure import Figure
 
     gaps = len(surface.states) > 1
-    figure = Figure(figsize=(7.2, 6.6 if gaps else 4.4), layout="constrained")
+    many = len(surface.states) > _MANY  # whose legend would cover them
+    size = (9.0 if many else 7.2, 6.6 if gaps else 4.4)
+    figure = Figure(figsize=size, layout="constrained")
     ratios = (3, 2)[: 1 + gaps]
     panels = figure.subplots(
         len(ratios), 1, sharex=True, squeeze=False, height_ratios=ratios
@@ -77,7 +82,10 @@ def _lines(surface: Surface, reference: Reference | None) -> "Figure":
     panels[-1].set_xlim(axis.values[:, 0].min(), axis.values[:, 0].max())
     for panel in panels:
         panel.margins(x=0)
-        panel.legend(fontsize="small", framealpha=0.9)
+        beside: dict[str, Any] = {}
+        if many:
+            beside = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
+        panel.legend(fontsize="small", framealpha=0.9, **beside)
     return figure
 
 
@@ -97,9 +105,9 @@ def _draw_energies(axes: "Axes", surface: Surface, reference: Reference | None) 
             label = f"{state_name(state)}, not converged"
             axes.plot(x[lost], heights[lost], "x", color=color, label=label)
         if reference is not None:
-            points = reference.shifted(surface)[k]
-            label = f"{state_name(state)}, {_of(reference)}"
-            _points(axes, x, points, k, label)
+            _points(axes, x, reference.shifted(surface)[k], k)
+    if reference is not None:
+        axes.plot([], [], "o", color="0.3", fillstyle="none", label=_of(reference))
     if surface.outside is not None and surface.outside.any():
         axes.plot([], [], ":", color="0.3", label="outside the region seen in training")
     if deviations is not None:
@@ -132,7 +140,7 @@ def _band(axes: "Axes", x: Array, y: Array, width: Array, color: str) -> None:
     axes.fill_between(x, y - width, y + width, color=color, alpha=0.2, linewidth=0)
 
 
-def _points(axes: "Axes", x: Array, y: Array, k: int, label: str) -> None:
+def _points(axes: "Axes", x: Array, y: Array, k: int) -> None:
     known = np.isfinite(y)
     if known.any():
         axes.plot(
@@ -143,7 +151,6 @@ def _points(axes: "Axes", x: Array, y: Array, k: int, label: str) -> None:
             fillstyle="none",
             markersize=5,
             clip_on=False,
-            label=label,
         )
 
 
@@ -160,8 +167,7 @@ def _draw_gaps(axes: "Axes", surface: Surface, reference: Reference | None) -> N
         outside = None if out is None else out[0] | out[k]
         _line(axes, x, gap, outside, k, f"{state_name(first)} − {state_name(other)}")
         if reference is not None:
-            points = reference.energies[0] - reference.energies[k]
-            _points(axes, x, points, k, reference.name)
+            _points(axes, x, reference.energies[0] - reference.energies[k], k)
         spread = surface.gap_deviation(first, other)
         if spread is not None:
             _band(axes, x, gap, spread, COLORS[k % len(COLORS)])
