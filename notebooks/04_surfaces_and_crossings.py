@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from ase import Atoms
+from ase.build import molecule
 
 import mlff
+from mlff.dft import DFTSettings
 from mlff.report.surfaces import plot_surface
 
 work = Path(tempfile.mkdtemp())
@@ -68,6 +70,18 @@ assert abs(point.atoms.get_distance(0, 1) - 1.128) < 0.005
 assert abs(point.atoms.get_angle(1, 0, 2) - 99.9) < 0.5
 
 # %% [markdown]
+# Is that so? The same two states by DFT, at the level of the labels of this network:
+
+# %%
+dft = mlff.DFTCalculator(DFTSettings(xc="b3lyp5", basis="cc-pvdz"))
+by_dft = []
+for charge, spin in STATES:
+    atoms = mlff.set_state(point.atoms.copy(), charge=charge, spin=spin)
+    by_dft.append(dft.get_potential_energy(atoms))
+print(f"DFT gap there: {1e3 * (by_dft[0] - by_dft[1]):+.3f} meV")
+assert abs(by_dft[0] - by_dft[1]) < 5e-3
+
+# %% [markdown]
 # Coordinates can be held. With both bonds at 1.00 Å the crossing moves to a smaller
 # angle. `mlff crossing start.xyz --model ch2 --states "0,1 0,3" --dft-check` computes
 # such a point with DFT too.
@@ -82,7 +96,9 @@ assert held.converged
 # %% [markdown]
 # ## How sure is it?
 # A committee is several networks of one kind, evaluated in one pass; train them from
-# different seeds (`mlff train run.toml --members 4`). Here copies of the shipped
+# different seeds (`mlff train run.toml --members 4`), and see with `mlff evaluate
+# committee.safetensors test.xyz --calibration plot.png` whether deviations tell errors.
+# Here copies of the shipped
 # network with slightly changed weights stand in. The deviation of a gap is that of the
 # gaps of the members, not of their energies: errors of two states have much in common.
 
@@ -101,3 +117,24 @@ print(
     f"gaps ± {1e3 * np.mean(band.gap_deviation(SINGLET, TRIPLET)):.2f} meV"
 )
 plot_surface(band, work / "band.png")
+
+# %% [markdown]
+# ## Charges as well
+# The network `states` knows eleven small molecules in charges −1, 0 and +1 and several
+# multiplicities each, all on one scale of energy: differences are ionisation energies,
+# electron affinities and gaps. Here OH, OH⁺ and OH⁻ along the bond. What training has
+# seen is in the file, and what it has not is said: `surface.unseen`, `surface.outside`.
+
+# %%
+states = mlff.load("states")
+oh = molecule("OH")
+OH = NEUTRAL, CATION, ANION = (0, 2), (1, 3), (-1, 1)
+bond = mlff.scan(oh, states, [("bond", 0, 1, 0.85, 1.4, 56)], OH)
+for state in OH:
+    lowest = bond.minimum(state)
+    print(f"{state}: {lowest.energy:.3f} eV at {lowest.values[0]:.2f} Å")
+place = bond.minimum(NEUTRAL).index
+print(f"vertical ionisation energy {bond.gap(CATION, NEUTRAL)[place]:.2f} eV")
+print(f"vertical electron affinity {bond.gap(NEUTRAL, ANION)[place]:.2f} eV")
+assert bond.unseen == ()
+plot_surface(bond, work / "oh.png")
