@@ -74,14 +74,14 @@ def differences(frames: list[Atoms], energies: np.ndarray) -> dict[str, np.ndarr
 def errors(potential: mlff.Potential, frames: list[Atoms]) -> str:
     """Tables of mean absolute errors: states, molecules in states, differences.
 
-    The median is that of the labels: near crossings of states few have most of the sum.
+    Of force components; the median is that of the means of labels: near crossings of states few have most of the sum.
     """
     found = mlff.predict(potential, frames)
     energy = np.array([o["energy"] for o in found])
     label = np.array([a.info["REF_energy"] for a in frames])
     wrong = 1e3 * np.abs(energy - label)
     forces = [
-        1e3 * np.abs(o["forces"] - a.arrays["REF_forces"]).mean()
+        1e3 * np.abs(o["forces"] - a.arrays["REF_forces"]).ravel()
         for o, a in zip(found, frames, strict=True)
     ]
     lines = ["", f"{'':20s}{'labels':>8s}{'E/meV':>9s}{'F/meV/Å':>9s}{'median':>9s}"]
@@ -95,8 +95,8 @@ def errors(potential: mlff.Potential, frames: list[Atoms]) -> str:
         which = rows[name]
         lines.append(
             f"{name:20s}{len(which):8d}{wrong[which].mean():9.2f}"
-            f"{np.mean([forces[k] for k in which]):9.2f}"
-            f"{np.median([forces[k] for k in which]):9.2f}"
+            f"{np.concatenate([forces[k] for k in which]).mean():9.2f}"
+            f"{np.median([forces[k].mean() for k in which]):9.2f}"
         )
     lines += ["", f"{'vertical difference':24s}{'n':>6s}{'MAE/meV':>9s}{'max':>9s}"]
     reference = differences(frames, label)
