@@ -74,7 +74,8 @@ def differences(frames: list[Atoms], energies: np.ndarray) -> dict[str, np.ndarr
 def errors(potential: mlff.Potential, frames: list[Atoms]) -> str:
     """Tables of mean absolute errors: states, molecules in states, differences.
 
-    Of force components; the median is that of the means of labels: near crossings of states few have most of the sum.
+    Of force components; the median is that of the means of labels: near crossings of
+    states few have most of the sum.
     """
     found = mlff.predict(potential, frames)
     energy = np.array([o["energy"] for o in found])
