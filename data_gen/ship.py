@@ -123,7 +123,9 @@ def card(template: str, potential: mlff.Potential, digest: str) -> str:
     ]
     options = {k: v for k, v in potential.config["model"].items() if k != "name"}
     seen = [
-        f"| {formula} | {', '.join(f'({q:+d}, {m})' for q, m in states)} |"
+        f"| {formula} | {', '.join(f'({q:+d}, {m})' for q, m in states)} |".replace(
+            "(+0,", "(0,"
+        )
         for formula, states in info.formula_states.items()
     ]
     return template.format(

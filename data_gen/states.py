@@ -4,14 +4,15 @@
     python data_gen/states.py labels --workers 2   # states.xyz, states_test.xyz: hours
     python data_gen/states.py bound                # how well anions hold an electron
 
-Eleven molecules in every sensible charge −1, 0, +1 and the two lowest multiplicities of
-each: see ``SPECIES``. Anions are those that experiment knows to hold the electron (CH,
-NH, OH, O2, CH2, NH2, CH3), in the lowest state, CH⁻ in two: a diffuse basis gives any
-other a number too, that of a neutral molecule and an electron in the largest orbital at
-hand. At this level and the minimum of the neutral, NH⁻, CH2⁻ and CH3⁻ lie 0.17, 0.22
-and 0.67 eV above it all the same, see ``bound``; of those that are left out the best is
-H2CO⁻, 1.1 eV above. Quartets of H2O⁺, NH3⁺, CH4⁺ and H2CO⁺ are left out: they lie more
-than 6 eV above the doublet, among many others.
+Eleven molecules with charges 0 and +1, most in the two lowest multiplicities, and
+anions: see ``SPECIES``. Anions are those that experiment knows to hold the electron
+(CH, NH, OH, O2, CH2, NH2, CH3), in the lowest state, CH⁻ in two: a diffuse basis gives
+any other a number too, that of a neutral molecule and an electron in the largest
+orbital at hand. At this level and the minimum of the neutral, NH⁻, CH2⁻ and CH3⁻ lie
+0.17, 0.22 and 0.67 eV above it all the same, see ``bound``; of those that are left out
+the best is H2CO⁻, 1.1 eV above. Quartets of H2O⁺, NH3⁺, CH4⁺ and H2CO⁺ are left out:
+they lie more than 6 eV above the doublet, among many others. Singlets of two unpaired
+electrons are broken-symmetry solutions, mixtures with the triplet.
 
 Geometries belong to the molecule, and every state is computed at all of them, so that
 ionisation energies, electron affinities and gaps are vertical differences of labels;

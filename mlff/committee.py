@@ -67,6 +67,8 @@ class Committee(Potential):
         super().__init__(model, heads, {}, info)
         self.references = first.references.clone()
         self.train(first.training)
+        _warn_of_twins(self)
+        self.register_load_state_dict_post_hook(_warn_of_twins)
 
     @property
     def n_members(self) -> int:
@@ -245,9 +247,8 @@ class Committee(Potential):
         n_members = config["members"]
         if not isinstance(n_members, int) or not 2 <= n_members <= MAX_MEMBERS:
             raise InputError(f"`members` must lie in 2 … {MAX_MEMBERS}")
-        committee = cls(
-            [Potential._from_config(config, info, dtype) for _ in range(n_members)]
-        )
+        alone = [Potential._from_config(config, info, dtype) for _ in range(n_members)]
+        committee = cls(alone)
         committee.info = info
         return committee
 
@@ -361,13 +362,14 @@ def _check_members(members: Sequence[Potential]) -> None:
                 "`members` must differ in their weights only; member 0 and member "
                 f"{index} differ in {'; '.join(different)}"
             )
-    for (i, one), (j, other) in combinations(enumerate(members), 2):
-        if all(map(torch.equal, one.parameters(), other.parameters())):
-            warn_once(
-                f"members {i} and {j} of the committee have the same weights: what "
-                "they agree on says nothing; train members from different seeds"
-            )
-            break
+
+
+def _warn_of_twins(committee: Any, _missing: Any = None) -> None:
+    for i, j in combinations(range(committee.n_members), 2):
+        if all(torch.equal(one[i], one[j]) for one in committee.model.parameters()):
+            told = f"members {i} and {j} of the committee have the same weights"
+            warn_once(f"{told}; train members from different seeds")
+            return
 
 
 def _differences(first: Potential, other: Potential) -> Iterator[str]:

@@ -94,12 +94,11 @@ def _unseen_states(potential: Potential, asked: FormulaStates) -> Iterator[str]:
         for state in states:
             if state in known or state in told:
                 continue
-            if state in info.states:
-                subject, seen = f"{formula}, {State(*state)},", known
-            else:
-                subject, seen = str(State(*state)), info.states
+            subject = f"{formula}, {State(*state)},"
+            if state not in info.states and formula not in info.formula_states:
+                subject = str(State(*state))  # of no molecule; said once
                 told.add(state)
-            listed = "; ".join(str(State(*one)) for one in seen)
+            listed = ", ".join(f"({q:+d}, {m})" if q else f"(0, {m})" for q, m in known)
             yield (
                 f"{subject} was not in the training data (seen: {listed or 'none'}): "
                 "energies there are extrapolation"

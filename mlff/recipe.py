@@ -268,6 +268,8 @@ class TrainConfig:
             del content["data"]["split_seed"]
         if not self.training.property_weights:
             del content["training"]["property_weights"]
+        if not self.training.huber_delta:
+            del content["training"]["huber_delta"]
         if self.data.keys and not self.data.keys.others:
             del content["data"]["keys"]["others"]
         return content

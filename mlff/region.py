@@ -31,7 +31,7 @@ from mlff.neighbors import neighbor_list
 
 #: How far outside its range a distance (Å) or an angle (degrees) may be. Over the 1,554
 #: DFT points around the grid that the shipped CH2 model learned from, everything within
-#: these margins has an error of at most 44 meV; beyond, up to 0.8 eV.
+#: these margins has an error of at most 41 meV; beyond, up to 0.8 eV.
 MARGIN_A, MARGIN_DEGREES = 0.1, 10.0
 
 # Atoms whose edges are looked at in one go when a region is measured.

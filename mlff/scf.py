@@ -125,13 +125,20 @@ def named_level(level: str) -> dict[str, str]:
 
 
 def is_level(settings: DFTSettings, level: str) -> bool:
-    """Return whether settings are those that the name of a level stands for."""
-    named = named_level(level)
-    return bool(named) and {"reference": "auto", **named} == {
-        "xc": settings.xc,
-        "basis": settings.basis,
-        "reference": settings.reference,
+    """Return whether settings are those that the name of a level stands for.
+
+    Spelling does not count; a grid that is coarser than usual is another level.
+    """
+    named = {"reference": "auto", **named_level(level)}
+    own = {name: getattr(settings, name) for name in named}
+    alike = {k: _plain(v) for k, v in named.items()} == {
+        k: _plain(v) for k, v in own.items()
     }
+    return "xc" in named and alike and settings.grid_level >= DFTSettings.grid_level
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
 
 
 def functional(xc: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Verbs that move many systems: ``md`` and ``relax``; their options and outputs."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from ase import Atoms
 
     from mlff.cli.runs import MDConfig
+    from mlff.potential import Potential
 
 #: What is resumed; a folder that holds one has been written to by the verb.
 TRAJECTORY, FINISHED = "trajectory.h5", "finished.xyz"
@@ -210,14 +212,15 @@ def _md(arguments: argparse.Namespace) -> int:
             progress=not arguments.quiet,
         ),
     )
-    print(report_md(Run.from_result(result, integrator), folder))
+    remarks = _unseen(potential, systems, config.states)
     if result.outside:
         index, text = next(iter(result.outside.items()))
-        print(
+        remarks.append(
             f"{len(result.outside)} of {len(systems)} systems have left the region "
             f"seen in training, for example system {index}: {text}; energies there "
             "mean little, and --region freeze stops such systems"
         )
+    print(report_md(Run.from_result(result, integrator), folder, remarks))
     for index, atoms in enumerate(result.atoms):
         atoms.info.pop("converged", None)  # of a relaxation before
         if index in result.frozen:
@@ -227,6 +230,26 @@ def _md(arguments: argparse.Namespace) -> int:
         _export(folder, config.export, not arguments.quiet)
     print(f"written to {folder}/")
     return 1 if result.frozen else 0
+
+
+def _unseen(
+    potential: "Potential",
+    systems: list["Atoms"],
+    states: Sequence[tuple[int, int]] = (),
+) -> list[str]:
+    """Say what of the systems, and of these states of them, was not in training."""
+    import torch
+
+    from mlff.batch import AtomsBatch
+    from mlff.inference import unseen
+
+    batch = AtomsBatch.from_atoms(systems)
+    found = list(unseen(potential, batch))
+    for charge, spin in states:
+        charges = torch.full_like(batch.charge, charge)
+        spins = torch.full_like(batch.multiplicity, spin)
+        found += unseen(potential, batch.replace(charge=charges, multiplicity=spins))
+    return list(dict.fromkeys(found))
 
 
 def _systems(config: "MDConfig") -> list["Atoms"]:
@@ -346,7 +369,7 @@ def _relax(arguments: argparse.Namespace) -> int:
             hold=config.hold,
         ),
     )
-    print(report_relaxation(results, folder))
+    print(report_relaxation(results, folder, _unseen(potential, systems)))
     for one in results:
         one.atoms.info["converged"] = one.converged
     _write_frames(folder / "relaxed.xyz", [one.atoms for one in results])

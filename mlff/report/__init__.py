@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Kind", "Reference", "Run", "report_md", "report_relaxation", "report_scan"]
 
 
-def report_md(run: Run, folder: str | Path) -> str:
+def report_md(run: Run, folder: str | Path, remarks: Sequence[str] = ()) -> str:
     """Write the report of a run; what is there of an earlier one is replaced.
 
     Args:
@@ -31,12 +31,13 @@ def report_md(run: Run, folder: str | Path) -> str:
         folder: to write into, which is there: ``summary.txt``, ``summary.csv``,
             ``conserved_energy.png``, ``temperature.png`` and, if energies of several
             states were recorded, ``gaps.png``.
+        remarks: lines below the table.
 
     Returns:
         The table, which is in ``summary.txt`` too.
     """
     folder = Path(folder)
-    table = md_table(run)
+    table = "\n".join((md_table(run), *remarks))
     (folder / "summary.txt").write_text(table + "\n", encoding="utf-8")
     md_csv(run, folder / "summary.csv")
     plot_conserved(run, folder / "conserved_energy.png")
@@ -47,19 +48,22 @@ def report_md(run: Run, folder: str | Path) -> str:
     return table
 
 
-def report_relaxation(results: Sequence["Relaxed"], folder: str | Path) -> str:
+def report_relaxation(
+    results: Sequence["Relaxed"], folder: str | Path, remarks: Sequence[str] = ()
+) -> str:
     """Write the report of a relaxation; what is there of an earlier one is replaced.
 
     Args:
         results: of :func:`mlff.relax`, at least one.
         folder: to write into, which is there: ``summary.txt``, ``summary.csv`` and
             ``relaxation.png``.
+        remarks: lines below the table.
 
     Returns:
         The table, which is in ``summary.txt`` too.
     """
     folder = Path(folder)
-    table = relaxation_table(results)
+    table = "\n".join((relaxation_table(results), *remarks))
     (folder / "summary.txt").write_text(table + "\n", encoding="utf-8")
     relaxation_csv(results, folder / "summary.csv")
     plot_relaxation(results, folder / "relaxation.png")

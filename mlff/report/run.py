@@ -246,7 +246,8 @@ class Run:
         """Return the mean over the second half of some systems, and its standard error.
 
         The error is that of the mean over systems that move independently; of fewer
-        than eight systems, five pieces of the second half each.
+        than eight systems, five pieces of the second half each. A system that was
+        stopped weighs as much as it has frames.
 
         Args:
             values: of each system at each frame, (n_frames, n_systems).
@@ -254,19 +255,20 @@ class Run:
         """
         rows = np.flatnonzero(self.counted.any(1))
         n_pieces = 1 if len(systems) >= _ENOUGH_SYSTEMS else min(_PIECES, len(rows))
+        counted = self.counted & np.isfinite(values)
+        pieces = [p[:, None] for p in np.array_split(rows, max(1, n_pieces))]
         means = np.concatenate(
-            [
-                mean_of(values[piece][:, systems], self.counted[piece][:, systems])
-                for piece in np.array_split(rows, max(1, n_pieces))
-            ]
+            [mean_of(values[p, systems], counted[p, systems]) for p in pieces]
         )
-        means = means[np.isfinite(means)]
+        weights = np.concatenate([counted[p, systems].sum(0) for p in pieces])
+        means, weights = means[weights > 0], weights[weights > 0]
         if len(means) == 0:
             return np.nan, np.nan
-        error = (
-            np.std(means, ddof=1) / np.sqrt(len(means)) if len(means) > 1 else np.nan
-        )
-        return float(means.mean()), float(error)
+        weights = weights / weights.sum()
+        mean, n = float(weights @ means), len(means)
+        if n < 2:
+            return mean, np.nan
+        return mean, float(np.sqrt(n / (n - 1) * (weights**2 @ (means - mean) ** 2)))
 
     def gaps(self) -> dict[tuple[tuple[int, int], tuple[int, int]], Array]:
         """Return E(first state) − E(state) of every geometry, eV, by the two states.

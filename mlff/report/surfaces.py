@@ -106,7 +106,7 @@ def _draw_energies(axes: "Axes", surface: Surface, reference: Reference | None) 
             axes.plot(x[lost], heights[lost], "x", color=color, label=label)
         if reference is not None:
             _points(axes, x, reference.shifted(surface)[k], k)
-    if reference is not None:
+    if reference is not None and np.isfinite(reference.energies).any():
         axes.plot([], [], "o", color="0.3", fillstyle="none", label=_of(reference))
     if surface.outside is not None and surface.outside.any():
         axes.plot([], [], ":", color="0.3", label="outside the region seen in training")

@@ -61,6 +61,8 @@ def md_table(run: Run) -> str:
             mean, error = run.average(gap, which)
             found = f"{mean:+.4f}" + (f" ± {error:.1g}" if np.isfinite(error) else "")
             lines.append(f"{name} in {kind}: {found if np.isfinite(mean) else '-'} eV")
+        if len(groups) > MAX_GAPS:
+            lines.append(f"{name} in {len(groups) - MAX_GAPS} more kinds: summary.csv")
     return "\n".join(lines)
 
 

@@ -342,7 +342,7 @@ def test_25_a_state_outside_training_warns_once_and_is_refused_if_strict():
     potential = build(states=((0, 1), (0, 3)))
     atoms = carbene(spin=5)
     atoms.calc = MLFFCalculator(potential)
-    with pytest.warns(MlffWarning, match=r"multiplicity 5 .*seen: .*1; .*3"):
+    with pytest.warns(MlffWarning, match=r"multiplicity 5 .*seen: .*1.*3"):
         atoms.get_potential_energy()
     atoms.positions *= 1.01
     atoms.get_potential_energy()

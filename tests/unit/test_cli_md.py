@@ -82,6 +82,13 @@ def test_help_is_answered_without_torch_or_ase():
 # A run
 
 
+@pytest.mark.filterwarnings("ignore::mlff.errors.MlffWarning")
+def test_what_was_not_in_training_is_in_the_summary_too(folder):
+    assert main(["md", "ch2.xyz", *RUN, "--states", "0,1 1,2", "--out", "run"]) == 0
+    told = "CH2, charge +1, multiplicity 2, was not in the training data"
+    assert told in Path("run/summary.txt").read_text()
+
+
 def test_a_run_leaves_trajectory_table_pictures_and_last_frames(folder, capsys):
     states = ("--states", "0,1 0,3", "--export", "extxyz")
     assert main(["md", "ch2.xyz", *RUN, *states, "--out", "run"]) == 0
@@ -317,7 +324,7 @@ WHOLE = (*RUN, "--out", "run")
     [
         (("ch2.xyz", *WHOLE[2:]), "give --model"),
         (("ch2.xyz", *RUN), "give --out"),
-        (("ch2.xyz", *WHOLE, "--model", "ch3"), "shipped are ['ch2']"),
+        (("ch2.xyz", *WHOLE, "--model", "ch3"), "shipped are ['ch2', 'states']"),
         (("ch2.xyz", *RUN, "--out", "none/run"), "there is no folder none"),
         (("ch2.xyz", *RUN, "--out", "ch2.xyz"), "is not a folder"),
         (("absent.xyz", *WHOLE), "there is no such file"),

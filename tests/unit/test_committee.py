@@ -13,6 +13,7 @@ from scipy.spatial.transform import Rotation
 
 import mlff
 import mlff.nn.stacked
+from mlff import errors
 from mlff.batch import AtomsBatch
 from mlff.committee import Committee
 from mlff.errors import InputError, InputTypeError, MlffWarning, ModelFileError
@@ -131,7 +132,7 @@ def test_deviations_are_sample_standard_deviations(members, committee):
 
 
 def test_members_that_are_the_same_do_not_deviate_and_are_warned_of(
-    members, forget_warnings
+    members, tmp_path, forget_warnings
 ):
     with pytest.warns(MlffWarning, match="members 0 and 1 of the committee have the"):
         twins = Committee([members[0]] * 3)
@@ -140,6 +141,10 @@ def test_members_that_are_the_same_do_not_deviate_and_are_warned_of(
     expect_close(twins(batch, edges)["forces"], alone["forces"], 1e-14)
     for values in twins.deviations(batch, edges).values():
         assert float(values.max()) < 1e-12
+    twins.save(tmp_path / "twins.safetensors")
+    errors._said.clear()
+    with pytest.warns(MlffWarning, match="members 0 and 1 of the committee have the"):
+        load(tmp_path / "twins.safetensors")
 
 
 def test_forces_are_the_derivative_of_the_mean_energy(committee):

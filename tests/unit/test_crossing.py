@@ -370,12 +370,14 @@ def test_a_crossing_outside_of_training_is_looked_for_inside(ch2):
 
 
 def test_untrained_states_are_warned_about(ch2, forget_warnings):
-    with pytest.warns(MlffWarning, match="charge \\+1, multiplicity 2 was not in"):
+    with pytest.warns(
+        MlffWarning, match="CH2, charge \\+1, multiplicity 2, was not in"
+    ):
         found = search(methylene(), ch2, states=[(0, 1), (1, 2)], fmax=1e-3)
     assert found.converged
     assert abs(found.gap) < 1e-4
     (told,) = found.unseen
-    assert "multiplicity 2 was not in the training data" in told
+    assert "multiplicity 2, was not in the training data" in told
     assert told in str(found)
     assert found.to_json()["unseen_in_training"] == [told]
     assert search(methylene(), mlff.MLFFCalculator(ch2)).unseen == ()

@@ -275,6 +275,10 @@ def test_energies_are_comparable_at_the_level_of_the_labels_only():
     assert not is_level(restricted, "UKS-b3lyp5/cc-pvdz")
     assert not is_level(restricted, "b3lyp5/def2-svp")
     assert not is_level(restricted, "")
+    spelled = dataclasses.replace(broken, xc="B3LYP5", basis="cc-pVDZ")
+    assert is_level(spelled, "UKS-b3lyp5/cc-pvdz")
+    coarse = dataclasses.replace(restricted, grid_level=1)
+    assert not is_level(coarse, "b3lyp5/cc-pvdz")
 
 
 @pytest.mark.parametrize("name", ["", "b3lyp5", "toy", "CCSD(T)", "/cc-pvdz"])

@@ -78,6 +78,16 @@ def test_a_wrong_setting_is_an_error_that_names_it(tmp_path, old, new, error, me
         TrainConfig.load(path)
 
 
+def test_runs_of_older_versions_go_on(tmp_path):
+    """What they do not mention is not part of what a run is, if it does nothing."""
+    (tmp_path / "run.toml").write_text(TOML)
+    content = TrainConfig.load(tmp_path / "run.toml").identity()
+    assert not {"huber_delta", "property_weights"} & content["training"].keys()
+    (tmp_path / "run.toml").write_text(TOML + "huber_delta = 0.1\n")
+    content = TrainConfig.load(tmp_path / "run.toml").identity()
+    assert content["training"]["huber_delta"] == 0.1
+
+
 def test_paths_in_a_run_file_are_relative_to_it(tmp_path):
     (tmp_path / "run.toml").write_text(TOML)
     config = TrainConfig.load(tmp_path / "run.toml")

@@ -152,7 +152,8 @@ def test_the_table_has_a_line_for_each_kind_and_one_for_all():
 def test_a_thousand_kinds_do_not_fill_the_screen():
     kinds = tuple(Kind(f"C{n}H{n}", 0, 1) for n in range(1, 1001))
     lines = md_table(synthetic(2000, 3, kinds=kinds)).splitlines()
-    assert len(lines) == 2 + 20 + 2 + 6
+    assert len(lines) == 2 + 20 + 2 + 6 + 1
+    assert "994 more kinds: summary.csv" in lines[-1]
     assert "980 more kinds" in lines[22]
     assert lines[23].split()[:2] == ["all", "2000"]
 
@@ -304,6 +305,20 @@ def test_the_table_has_the_mean_gap_of_each_kind_with_its_error():
     gap = (run.state_energies[0, 3] - run.state_energies[0, 1])[200:, ::2]
     error = gap.mean(0).std(ddof=1) / 5
     assert line.endswith(f": {gap.mean():+.4f} ± {error:.1g} eV")
+
+
+def test_a_system_weighs_as_much_as_it_has_frames():
+    """One that was torn after two frames of the second half must not rule a mean."""
+    run = synthetic(8, 400, frozen={0: (1005.0, "torn")})
+    values = np.zeros((400, 8))
+    values[:, 0] = -5.0
+    n_frames = run.counted[:, 0].sum()
+    assert 0 < n_frames < 5
+    mean, error = run.average(values, np.arange(8))
+    assert mean == pytest.approx(-5.0 * n_frames / run.counted.sum())
+    assert error < 0.05
+    values[250, 3] = np.nan  # no result there
+    assert run.average(values, np.arange(8))[0] == pytest.approx(mean, rel=1e-2)
 
 
 def test_gaps_are_told_with_mean_and_deviation(figure):

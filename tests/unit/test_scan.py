@@ -384,10 +384,10 @@ def test_states_that_cannot_be_are_refused(ch2, states, error, told):
 
 def test_an_unseen_state_is_warned_of_and_remembered(ch2, forget_warnings):
     states = [(0, 1), (1, 2)]
-    with pytest.warns(MlffWarning, match=r"charge \+1, multiplicity 2 was not in"):
+    with pytest.warns(MlffWarning, match=r"CH2, charge \+1, multiplicity 2, was not"):
         surface = scan(methylene(1.1, 100, 1), ch2, [ANGLES], states, options=QUIET)
     (told,) = surface.unseen
-    assert told.startswith("charge +1, multiplicity 2 was not in the training data")
+    assert told.startswith("CH2, charge +1, multiplicity 2, was not in the training")
     assert told in scan_table(surface)
     assert (
         scan(methylene(1.1, 100, 1), ch2, [ANGLES], STATES, options=QUIET).unseen == ()
