@@ -74,7 +74,8 @@ def _add_md(verbs: Any) -> None:
         type=states_option,
         metavar='"Q,M Q,M …"',
         help="charge and multiplicity of states whose energies are recorded along the "
-        "way, for gaps; what moves is the state of --charge and --spin",
+        "way; gaps are between these, so name the state that moves too (that of "
+        "--charge and --spin or of the file)",
     )
     add(
         "--export",
