@@ -108,18 +108,33 @@ def errors(potential: mlff.Potential, frames: list[Atoms]) -> str:
 
 
 def merged(potential: mlff.Potential, frames: list[Atoms]) -> str:
-    """Pairs of states of one molecule to which a potential gives one energy."""
+    """Pairs of states of one molecule to which a potential gives one energy.
+
+    To one of them at the geometry, to the other there or at its image under inversion:
+    what depends on the orientation may tell states apart that no invariant can.
+    """
     pairs: dict[str, int] = defaultdict(int)
     total = 0
     for name in sorted({a.info["config_type"] for a in frames}):
         mine = [a for a in frames if a.info["config_type"] == name]
-        energy = [o["energy"] for o in mlff.predict(potential, mine, ("energy",))]
-        for levels in by_geometry(mine, np.array(energy)):
+        images = [a.copy() for a in mine]
+        for image in images:
+            image.positions *= -1
+        here, there = (
+            by_geometry(mine, np.array([o["energy"] for o in out]))
+            for out in (
+                mlff.predict(potential, some, ("energy",)) for some in (mine, images)
+            )
+        )
+        for levels, inverted in zip(here, there, strict=True):
             for a, b in combinations(sorted(levels), 2):
                 total += 1
-                if abs(levels[a] - levels[b]) < SAME:
+                apart = min(abs(levels[a] - other[b]) for other in (levels, inverted))
+                if apart < SAME:
                     pairs[f"{name} ({a[0]:+d}, {a[1]}) = ({b[0]:+d}, {b[1]})"] += 1
     listed = "; ".join(sorted(pairs)) if pairs else "none"
+    if sum(pairs.values()) == total:
+        listed = "all"
     return f"{sum(pairs.values())} of {total} pairs of states merged: {listed}"
 
 
