@@ -84,6 +84,8 @@ def _description(potential: "Potential", files: list[Path]) -> list[str]:
     lines = []
     for path in files:
         lines += [f"file        {path}", f"sha256      {read_digest(path)}"]
+        if (card := path.with_suffix(".md")).exists():
+            lines.append(f"card        {card}: what it is for, and its limits")
     members = potential.config.get("members", 1)
     network = f"{weights // members} weights, {potential.dtype}".replace("torch.", "")
     lines += [

@@ -266,6 +266,14 @@ def test_info_tells_what_a_model_is_for_and_how_wrong_it_is(model, capsys):
     load_tensors(model, expected_sha256=digest)
 
 
+@pytest.mark.parametrize("name", ["ch2", "states"])
+def test_info_names_the_card_of_a_shipped_model(name, capsys):
+    assert main(["info", name]) == 0
+    (line,) = (x for x in capsys.readouterr().out.splitlines() if x[:4] == "card")
+    card = Path(line.split()[1].rstrip(":")).read_text()
+    assert card.startswith(f"# {name}\n")
+
+
 def test_info_without_a_model_lists_the_shipped_ones(monkeypatch, capsys, model):
     monkeypatch.setattr("mlff.potential.shipped", lambda: {"toy": model})
     assert main(["info"]) == 0
