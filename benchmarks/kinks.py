@@ -26,10 +26,9 @@ from tqdm import tqdm
 import mlff
 from mlff.dft import DFTSettings, check_input
 from mlff.frames import read_frames
-from mlff.scf import solve
+from mlff.scf import named_level, solve
 
 LABELS = Path(__file__).parent.parent / "data_gen" / "states_test.xyz"
-SETTINGS = DFTSettings(xc="b3lyp5", basis="def2-svpd", reference="unrestricted")
 KINKED = (("CH4", 0, 3), ("CH3", 0, 4), ("CH4", 1, 2), ("O2", 1, 4))
 EDGES = (-np.inf, 0.25, 0.5, 1.0, np.inf)
 
@@ -38,7 +37,8 @@ def lowest_excitation(index: int) -> float:
     """Lowest excitation energy of a label within its multiplicity, eV."""
     torch.set_num_threads(1)
     atoms = read_frames(LABELS)[index]
-    field = solve(atoms, check_input(atoms, SETTINGS), SETTINGS).field
+    settings = DFTSettings(**named_level(atoms.info["level_of_theory"]))
+    field = solve(atoms, check_input(atoms, settings), settings).field
     excited = field.TDA()
     excited.nstates, excited.verbose = 3, 0
     energies, _ = excited.kernel()[:2]

@@ -3,15 +3,16 @@
 python benchmarks/states.py errors [--model states]   # of each molecule in each state
 python benchmarks/states.py embeddings [--epochs 40]  # internal, cmret, none
 python benchmarks/states.py committee [--epochs 40]   # do its deviations tell errors?
+python benchmarks/states.py contamination             # which labels mix spins
 
 ``errors`` predicts the labels that are kept for testing and compares energies, forces
 and the differences of labels at one geometry: energies to remove an electron from each
 state of the neutral and of the anion, and gaps between the two multiplicities of a
-charge. ``embeddings`` trains the three embeddings of charge and spin for the same
-number of epochs and says which states each cannot tell apart, and how much the energy
-changes when a molecule is turned. ``committee`` trains four networks and draws the
-errors on the labels for testing against their deviations. Runs are kept in --out; a
-killed benchmark goes on.
+charge; and names the labels that are furthest off. ``embeddings`` trains the three
+embeddings of charge and spin for the same number of epochs and says which states each
+cannot tell apart, and how much the energy changes when a molecule is turned.
+``committee`` trains four networks and draws the errors on the labels for testing
+against their deviations. Runs are kept in --out; a killed benchmark goes on.
 """
 
 import argparse
@@ -104,6 +105,31 @@ def errors(potential: mlff.Potential, frames: list[Atoms]) -> str:
     for name, values in differences(frames, energy).items():
         off = 1e3 * np.abs(values - reference[name])
         lines.append(f"{name:24s}{len(off):6d}{off.mean():9.2f}{off.max():9.2f}")
+    lines += ["", "largest errors of the energy"]
+    for index in np.argsort(-wrong)[:5]:
+        atoms = frames[index]
+        furthest = atoms.get_distances(0, range(1, len(atoms))).max()
+        lines.append(
+            f"{wrong[index]:9.2f} meV  {atoms.info['config_type']} {state_of(atoms)}, "
+            f"{furthest:.2f} Å from the first atom to the furthest"
+        )
+    return "\n".join(lines)
+
+
+def contamination() -> str:
+    """Labels whose ⟨S²⟩ is off by more than 0.1, by molecule and state."""
+    frames = [a for p in (HERE / "states.xyz", LABELS) for a in read_frames(p)]
+    groups: dict[str, list[Atoms]] = defaultdict(list)
+    for atoms in frames:
+        groups[f"{atoms.info['config_type']} {state_of(atoms)}"].append(atoms)
+    spoiled = [a for a in frames if a.info["contaminated"]]
+    singlets = sum(state_of(a)[1] == 1 for a in spoiled)
+    lines = [f"{len(spoiled)} of {len(frames)} labels, {singlets} of them singlets"]
+    for name, mine in groups.items():
+        count = sum(bool(a.info["contaminated"]) for a in mine)
+        median = np.median([a.info["s_squared"] for a in mine])
+        if count:
+            lines.append(f"{name:14s}{count:4d} of {len(mine):4d}, ⟨S²⟩ {median:.2f}")
     return "\n".join(lines)
 
 
@@ -198,17 +224,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=("errors", "embeddings", "committee"))
+    parts = ("errors", "embeddings", "committee", "contamination")
+    parser.add_argument("part", choices=parts)
     parser.add_argument("--model", default="states")
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--out", type=Path, default=Path("runs/embeddings"))
     parser.add_argument("--plot", type=Path, default=Path("docs/calibration.png"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    if arguments.part != "errors":
-        {"embeddings": embeddings, "committee": committee}[arguments.part](arguments)
-        return
-    print(errors(mlff.load(arguments.model), read_frames(LABELS)))
+    if arguments.part == "embeddings":
+        embeddings(arguments)
+    elif arguments.part == "committee":
+        committee(arguments)
+    elif arguments.part == "contamination":
+        print(contamination())
+    else:
+        print(errors(mlff.load(arguments.model), read_frames(LABELS)))
 
 
 if __name__ == "__main__":

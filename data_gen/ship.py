@@ -29,6 +29,7 @@ from mlff.config import from_table
 from mlff.data import Dataset
 from mlff.region import Region
 from mlff.rundata import load_run_data
+from mlff.state import State
 
 HERE = Path(__file__).parent
 RUNS = HERE.parent / "runs"
@@ -123,9 +124,7 @@ def card(template: str, potential: mlff.Potential, digest: str) -> str:
     ]
     options = {k: v for k, v in potential.config["model"].items() if k != "name"}
     seen = [
-        f"| {formula} | {', '.join(f'({q:+d}, {m})' for q, m in states)} |".replace(
-            "(+0,", "(0,"
-        )
+        f"| {formula} | {', '.join(State(*one).short for one in states)} |"
         for formula, states in info.formula_states.items()
     ]
     return template.format(

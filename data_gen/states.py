@@ -16,7 +16,7 @@ electrons are broken-symmetry solutions, mixtures with the triplet.
 
 Geometries belong to the molecule, and every state is computed at all of them, so that
 ionisation energies, electron affinities and gaps are vertical differences of labels;
-then come more geometries in the states that are hardest to learn, see ``MORE``. A
+then come more geometries in the states that are hardest to learn. A
 geometry starts somewhere between the minimum of the ground state and that of another
 state (both relaxed at ``SAMPLING``), moves along the harmonic modes of the ground state
 by the amplitudes of a harmonic oscillator at ``TEMPERATURE_K``, clipped at 2.5 standard
@@ -67,16 +67,6 @@ States = tuple[tuple[int, int], ...]
 #: One of so many geometries is not for training.
 TEST_EVERY = 8
 
-#: More geometries of a molecule, and the states that they are labelled in: degenerate
-#: ones, whose lowest surface has kinks (CH4⁺ and what is like it), and a bond that is
-#: drawn far.
-MORE: dict[str, tuple[int, tuple[tuple[int, int], ...]]] = {
-    "CH4": (200, ((0, 3), (1, 2))),
-    "CH3": (80, ((0, 4), (1, 3))),
-    "NH3": (60, ((0, 3),)),
-    "O2": (26, ((0, 3), (0, 1), (1, 2), (1, 4), (-1, 2))),
-}
-
 
 @dataclass(frozen=True)
 class Species:
@@ -86,11 +76,16 @@ class Species:
         states: (charge, 2S+1) to label, the ground state first.
         minima: states that have a minimum of their own near by, the ground state first.
         bonds: (center, end) of the bonds that are stretched; the end moves.
+        more: geometries beyond the usual number, and
+        hard: the states that these are labelled in: those whose lowest surface has
+            kinks (CH4⁺ and what is like it), or whose bond is drawn far.
     """
 
     states: States
     minima: States
     bonds: tuple[tuple[int, int], ...]
+    more: int = 0
+    hard: States = ()
 
 
 SPECIES = {
@@ -113,6 +108,8 @@ SPECIES = {
         ((0, 3), (0, 1), (1, 2), (1, 4), (-1, 2)),
         ((0, 3), (1, 2), (1, 4), (-1, 2)),
         ((0, 1),),
+        more=26,
+        hard=((0, 3), (0, 1), (1, 2), (1, 4), (-1, 2)),
     ),
     "CH2_s3B1d": Species(
         ((0, 3), (0, 1), (1, 2), (1, 4), (-1, 2)),
@@ -133,16 +130,22 @@ SPECIES = {
         ((0, 2), (0, 4), (1, 1), (1, 3), (-1, 1)),
         ((0, 2), (1, 1), (1, 3), (-1, 1)),
         ((0, 1), (0, 2), (0, 3)),
+        more=80,
+        hard=((0, 4), (1, 3)),
     ),
     "NH3": Species(
         ((0, 1), (0, 3), (1, 2)),
         ((0, 1), (1, 2)),
         ((0, 1), (0, 2), (0, 3)),
+        more=60,
+        hard=((0, 3),),
     ),
     "CH4": Species(
         ((0, 1), (0, 3), (1, 2)),
         ((0, 1), (1, 2)),
         ((0, 1), (0, 2), (0, 3), (0, 4)),
+        more=200,
+        hard=((0, 3), (1, 2)),
     ),
     "H2CO": Species(
         ((0, 1), (0, 3), (1, 2)),
@@ -219,7 +222,7 @@ def geometries(name: str, minima: list[Atoms]) -> list[np.ndarray]:
     names = sorted(k for k in first.arrays if k.startswith("mode_"))
     deviations = np.array([first.arrays[k] for k in names])
     generator = qmc.Sobol(len(names) + 4, rng=np.random.default_rng(len(first)))
-    count = GEOMETRIES[len(first)] + MORE.get(name, (0, ()))[0]
+    count = GEOMETRIES[len(first)] + species.more
     shortest, longest = STRETCH[len(first)]
     points = generator.random_base2(int(np.ceil(np.log2(count))))[:count]
     out = []
@@ -246,8 +249,8 @@ def sampled(path: Path) -> Iterator[Atoms]:
         pools[name] = geometries(name, taken)
     for index in range(max(map(len, pools.values()))):
         for name, pool in pools.items():
-            usual = index < GEOMETRIES[len(pool[0])]
-            states = SPECIES[name].states if usual else MORE.get(name, (0, ()))[1]
+            species, usual = SPECIES[name], index < GEOMETRIES[len(pool[0])]
+            states = species.states if usual else species.hard
             for state in states if index < len(pool) else ():
                 atoms = bare(name, state)
                 atoms.positions = pool[index]

@@ -68,11 +68,22 @@ def check_batch(
         warn_once(text)
 
 
-def unseen(potential: Potential, batch: AtomsBatch) -> tuple[str, ...]:
-    """Return what :func:`check_batch` warns of: compositions and states not trained."""
-    asked = batch.formula_states()
-    states = _unseen_states(potential, asked)
-    return (*_unseen_compositions(potential, asked), *states)
+def unseen(
+    potential: Potential, batch: AtomsBatch, states: Sequence[tuple[int, int]] = ()
+) -> tuple[str, ...]:
+    """Return what :func:`check_batch` warns of: compositions and states not trained.
+
+    Args:
+        potential: what has been trained.
+        batch: what is asked.
+        states: (charge, multiplicity 2S+1) that all systems are asked in too.
+    """
+    asked = {
+        formula: tuple(dict.fromkeys((*own, *states)))
+        for formula, own in batch.formula_states().items()
+    }
+    found = _unseen_states(potential, asked)
+    return (*_unseen_compositions(potential, asked), *found)
 
 
 def _unseen_compositions(potential: Potential, asked: FormulaStates) -> Iterator[str]:
@@ -98,7 +109,7 @@ def _unseen_states(potential: Potential, asked: FormulaStates) -> Iterator[str]:
             if state not in info.states and formula not in info.formula_states:
                 subject = str(State(*state))  # of no molecule; said once
                 told.add(state)
-            listed = ", ".join(f"({q:+d}, {m})" if q else f"(0, {m})" for q, m in known)
+            listed = ", ".join(State(*one).short for one in known)
             yield (
                 f"{subject} was not in the training data (seen: {listed or 'none'}): "
                 "energies there are extrapolation"

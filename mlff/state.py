@@ -46,6 +46,12 @@ class State:
     def __str__(self) -> str:
         return f"charge {self.charge:+d}, multiplicity {self.multiplicity}"
 
+    @property
+    def short(self) -> str:
+        """The pair alone: ``"(+1, 2)"``, ``"(0, 3)"``."""
+        charge = f"{self.charge:+d}" if self.charge else "0"
+        return f"({charge}, {self.multiplicity})"
+
 
 def _number(value: Any, name: str) -> Any:
     """Return the real number in a scalar, a 0-d array or a 0-d tensor."""

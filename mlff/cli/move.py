@@ -239,18 +239,10 @@ def _unseen(
     states: Sequence[tuple[int, int]] = (),
 ) -> list[str]:
     """Say what of the systems, and of these states of them, was not in training."""
-    import torch
-
     from mlff.batch import AtomsBatch
     from mlff.inference import unseen
 
-    batch = AtomsBatch.from_atoms(systems)
-    found = list(unseen(potential, batch))
-    for charge, spin in states:
-        charges = torch.full_like(batch.charge, charge)
-        spins = torch.full_like(batch.multiplicity, spin)
-        found += unseen(potential, batch.replace(charge=charges, multiplicity=spins))
-    return list(dict.fromkeys(found))
+    return list(unseen(potential, AtomsBatch.from_atoms(systems), states))
 
 
 def _systems(config: "MDConfig") -> list["Atoms"]:

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from mlff.coordinates import Coordinate
 from mlff.report.tables import aligned, cell, write_csv
 from mlff.scanning import Axis, Point, Surface
+from mlff.state import State
 
 Array = NDArray[np.float64]
-State = tuple[int, int]
+Pair = tuple[int, int]
 
 #: Crossings and reasons that a table lists.
 MAX_CROSSINGS, MAX_REASONS = 5, 5
@@ -46,11 +47,11 @@ class Reference(NamedTuple):
         return self.energies - self.energies[at] + surface.relative()[at]
 
 
-def state_name(state: State) -> str:
+def state_name(state: Pair) -> str:
     """Return a state in words, like ``"triplet (0, 3)"`` or ``"doublet (+1, 2)"``."""
-    charge, spin = state
+    spin = state[1]
     name = _NAMES[spin - 1] if spin <= len(_NAMES) else f"multiplicity {spin}"
-    return f"{name} ({charge:+d}, {spin})" if charge else f"{name} (0, {spin})"
+    return f"{name} {State(*state).short}"
 
 
 def axis_label(axis: Axis, symbols: Sequence[str]) -> str:
@@ -120,7 +121,7 @@ def _place(surface: Surface, point: Point) -> list[str]:
     return out
 
 
-def _gap(surface: Surface, lower: State, upper: State) -> list[str]:
+def _gap(surface: Surface, lower: Pair, upper: Pair) -> list[str]:
     gap = surface.gap(lower, upper)
     if np.isnan(gap).all():
         return []

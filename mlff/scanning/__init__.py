@@ -152,7 +152,7 @@ def scan(
         states=task.states,
         **{k: _gridded(v, task, axes, unreached) for k, v in rows.items()},
         relaxed=relax,
-        unseen=unseen(potential, task.batch(len(task.states))),
+        unseen=unseen(potential, task.one, task.states),
         seconds=time.monotonic() - began,
     )
 
@@ -167,17 +167,17 @@ class _Task(NamedTuple):
 
     def evaluate(self, positions: Tensor, progress: bool) -> Found:
         """Evaluate geometries, (n_states * n_points, n_atoms, 3), state by state."""
-        batch = self.batch(len(positions)).replace(positions=positions.flatten(0, 1))
+        columns = torch.tensor(self.states).repeat_interleave(
+            len(positions) // len(self.states), 0
+        )
+        batch = self.one.select(torch.zeros(len(positions), dtype=torch.int64))
+        batch = batch.replace(
+            positions=positions.flatten(0, 1),
+            charge=columns[:, 0],
+            multiplicity=columns[:, 1],
+        )
         forces = self.options.forces
         return evaluate(self.potential, batch, forces=forces, progress=progress)
-
-    def batch(self, n_systems: int) -> AtomsBatch:
-        """Return the molecule as often, state by state."""
-        columns = torch.tensor(self.states).repeat_interleave(
-            n_systems // len(self.states), 0
-        )
-        batch = self.one.select(torch.zeros(n_systems, dtype=torch.int64))
-        return batch.replace(charge=columns[:, 0], multiplicity=columns[:, 1])
 
     def relaxed(
         self, positions: Tensor, which: NDArray[np.int64], hold: tuple[Coordinate, ...]
